@@ -1,0 +1,62 @@
+"""One input pipeline for PyTorch, TensorFlow, JAX and NumPy.
+
+Describe a pipeline once (:class:`Pipeline`), and a :class:`Loader` feeds it to any framework:
+the same batches everywhere, in an order that depends on the seed alone, resumable from any step.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from batchkit import errors as _errors
+from batchkit.backends import Backend, NumpyBackend
+from batchkit.errors import *  # noqa: F403
+from batchkit.executors import Executor
+from batchkit.hookspecs import hookimpl
+from batchkit.loader import Loader
+from batchkit.pipeline import (
+    Pipeline,
+    from_arrays,
+    from_generator,
+    from_npy,
+    from_npz,
+    from_sequence,
+    from_source,
+)
+from batchkit.schema import LeafSpec
+from batchkit.sources import Source
+from batchkit.stages import ColumnStage
+
+if TYPE_CHECKING:
+    from batchkit.config import load
+
+__all__ = [
+    "Backend",
+    "ColumnStage",
+    "Executor",
+    "LeafSpec",
+    "Loader",
+    "NumpyBackend",
+    "Pipeline",
+    "Source",
+    "from_arrays",
+    "from_generator",
+    "from_npy",
+    "from_npz",
+    "from_sequence",
+    "from_source",
+    "hookimpl",
+    "load",
+    *(name for name in _errors.__all__ if name != "nearest"),
+]
+
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    # Reading a config file needs pydantic and a YAML parser: imported when first asked for.
+    if name == "load":
+        from batchkit.config import load
+
+        return load
+    raise AttributeError(f"module 'batchkit' has no attribute {name!r}")

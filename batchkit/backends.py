@@ -1,0 +1,107 @@
+"""The Backend protocol, and the NumPy backend that the core brings along."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from batchkit.errors import BackendError
+from batchkit.tree import Tree
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["Backend", "NumpyBackend", "aligned_empty"]
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """What a framework plugin offers: where batches are gathered to, and how they are handed over.
+
+    A backend only moves bytes: it never changes a value. All methods may be called from
+    several threads.
+    """
+
+    name: str
+    """The word by which users choose it: ``Loader(pipe, backend="torch")``."""
+
+    alignment: int
+    """Bytes to whose multiple a column's address must be aligned to be handed over without a copy."""
+
+    def host_dtype(self, dtype: np.dtype[Any], leaf: str) -> np.dtype[Any]:
+        """Return the dtype that a host column must have before :meth:`put`.
+
+        It is ``dtype`` itself where the framework has it. It is a narrower dtype of the same
+        kind (int64 -> int32, float64 -> float32) where the framework has nothing wider: the
+        core then narrows while it gathers, and refuses integers that do not fit.
+
+        Raises:
+            BackendError: the framework has nothing for this dtype; names ``leaf`` and a mend.
+        """
+        ...
+
+    def device(self, device: Any) -> Any:
+        """Return the framework's own device for a user's ``device=`` (``None``: the default).
+
+        Raises:
+            BackendError: there is no such device; names those that there are.
+        """
+        ...
+
+    def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        """Return uninitialised, C-contiguous, writable host memory for one column."""
+        ...
+
+    def put(self, batch: Tree, device: Any) -> Tree:
+        """Return the framework's arrays for a host batch of the dtypes of :meth:`host_dtype`.
+
+        ``device`` is what :meth:`device` returned. On the CPU nothing is copied where the
+        framework allows it; the arrays must keep the host memory referenced for as long as
+        they may read it (the core reuses a column when nothing refers to it any more).
+        """
+        ...
+
+    def as_dataset(self, loader: Any) -> Iterable[Any]:
+        """Return the framework's own kind of data set over ``loader``."""
+        ...
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any], alignment: int = 64) -> npt.NDArray[Any]:
+    """Return an uninitialised C-contiguous array whose address is a multiple of ``alignment`` bytes.
+
+    >>> aligned_empty((3, 5), np.dtype("float32")).ctypes.data % 64
+    0
+    """
+    nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    raw = np.empty(nbytes + alignment, np.uint8)
+    return np.ndarray(shape, dtype, raw, -raw.ctypes.data % alignment)
+
+
+class NumpyBackend:
+    """The built-in backend: batches stay NumPy arrays."""
+
+    name = "numpy"
+    alignment = 1
+
+    def host_dtype(self, dtype: np.dtype[Any], leaf: str) -> np.dtype[Any]:
+        """Return ``dtype``: NumPy has them all."""
+        return dtype
+
+    def device(self, device: Any) -> None:
+        """Accept ``None`` and ``"cpu"``: NumPy knows no other device."""
+        if device not in (None, "cpu"):
+            raise BackendError(f"backend 'numpy' has no device {device!r}: leave device= out, or choose another backend")
+
+    def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        """Return memory aligned to a cache line."""
+        return aligned_empty(shape, dtype)
+
+    def put(self, batch: Tree, device: Any) -> Tree:
+        """Return the batch as it is."""
+        return batch
+
+    def as_dataset(self, loader: Any) -> Iterable[Any]:
+        """Return the loader: a NumPy user's data set is anything that can be iterated again."""
+        return loader  # type: ignore[no-any-return]

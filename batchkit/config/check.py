@@ -1,0 +1,216 @@
+"""Checking what a config file says, and bringing it into one form."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from batchkit.config.keys import (
+    FUNCTIONS,
+    LOADER,
+    PIPELINE,
+    Function,
+    Keys,
+    Paths,
+    check_value,
+    keys_of_source,
+    keys_of_stage,
+)
+from batchkit.config.problems import Problems
+from batchkit.errors import BatchkitError, nearest
+from batchkit.functions import resolve_function
+from batchkit.plugins import Plugins, import_beside, importable
+from batchkit.stages import Stage
+
+__all__ = ["CheckedPipeline", "Checker", "check_keys", "expand_stages"]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedPipeline:
+    """A pipeline whose every key is valid; the source is not opened yet."""
+
+    open_source: Callable[[], Any]
+    stages: tuple[Stage, ...]
+
+
+def check_keys(place: str, given: Mapping[str, Any], keys: Keys, problems: Problems, others: bool = False) -> bool:
+    """Note every key that is unknown or missing and every value of the wrong type; say whether there were none."""
+    before = len(problems.found)
+    for name, value in given.items():
+        inner = f"{place}.{name}" if place else name
+        if name in keys:
+            for where, text in check_value(keys[name], value):
+                problems.add(inner + where, text)
+        elif not others:
+            problems.add(inner, f"there is no such key{_meant(name, keys, place)} (valid: {', '.join(keys) or 'none'})")
+    for name, key in keys.items():
+        if key.required and name not in given:
+            problems.add(place, f"the key {name!r} is missing")
+    return len(problems.found) == before
+
+
+def _meant(name: str, keys: Keys, place: str) -> str:
+    hint = nearest(name, list(keys))
+    if hint or place:
+        return hint
+    home = next((home for home, inner in (("loader", LOADER), ("pipeline", PIPELINE)) if name in inner), None)
+    return f"; it belongs under {home!r}" if home else ""
+
+
+def expand_stages(stages: Any, registry: Plugins) -> None:
+    """Bring every stage into the form ``{verb: {field: value}}``, as far as it can be understood."""
+    for index, entry in enumerate(stages if isinstance(stages, list) else ()):
+        if isinstance(entry, str):
+            entry = stages[index] = {entry: None}
+        if isinstance(entry, dict) and len(entry) == 1:
+            ((verb, given),) = entry.items()
+            with contextlib.suppress(BatchkitError):
+                entry[verb] = _arguments(given, keys_of_stage(registry.stage(verb)))
+
+
+def _arguments(given: Any, keys: Keys) -> Any:
+    """Return the arguments of a stage by name; a value alone is that of the first field."""
+    if given is None:
+        return {}
+    first = next(iter(keys), None)
+    if first is None:
+        return given
+    if not isinstance(given, dict):
+        given = {first: given}
+    elif len(keys) == 1 and first not in given and not any(isinstance(value, dict) for value in given.values()):
+        if _takes(keys, first, given):
+            given = {first: given}
+    if (
+        isinstance(given.get(first), str)
+        and not _takes(keys, first, given[first])
+        and _takes(keys, first, [given[first]])
+    ):
+        given[first] = [given[first]]
+    return given
+
+
+def _takes(keys: Keys, name: str, value: Any) -> bool:
+    return not check_value(keys[name], value)
+
+
+@dataclass(frozen=True, slots=True)
+class Checker:
+    """Checks pipelines against the sources and stages that there are."""
+
+    folder: Path
+    registry: Plugins
+    problems: Problems
+    allow_imports: bool
+
+    def pipeline(self, place: str, content: Mapping[str, Any]) -> CheckedPipeline | None:
+        """Return what a pipeline says, or ``None`` after noting what is wrong with it."""
+        before = len(self.problems.found)
+        check_keys(place, content, PIPELINE, self.problems)
+        source, stages = content.get("source"), content.get("stages")
+        open_source = self._source(f"{place}.source", source) if isinstance(source, dict) else None
+        made = [
+            self._stage(f"{place}.stages[{index}]", entry)
+            for index, entry in enumerate(stages if isinstance(stages, list) else ())
+        ]
+        if open_source is None or len(self.problems.found) > before:
+            return None
+        return CheckedPipeline(open_source, tuple(stage for stage in made if stage is not None))
+
+    def _source(self, place: str, content: dict[str, Any]) -> Callable[[], Any] | None:
+        kind = content.get("kind")
+        if not isinstance(kind, str):
+            known = ", ".join(self.registry.names("sources"))
+            self.problems.add(f"{place}.kind", f"should name a kind of source ({known}), not {kind!r}")
+            return None
+        try:
+            factory = self.registry.source(kind)
+        except BatchkitError as exc:
+            self.problems.add(f"{place}.kind", str(exc), exc)
+            return None
+        keys, others = keys_of_source(factory)
+        given = {name: value for name, value in content.items() if name != "kind"}
+        if not check_keys(place, given, keys, self.problems, others) or not self._import(place, given, keys):
+            return None
+        for name in _PATHS:
+            if name in given:
+                given[name] = _rebased(given[name], self.folder, name in keys and keys[name].hint is Paths)
+
+        def open_source() -> Any:
+            with importable(self.folder):
+                return factory(**given)
+
+        return open_source
+
+    def _stage(self, place: str, entry: Any) -> Stage | None:
+        if not isinstance(entry, dict) or len(entry) != 1:
+            several = isinstance(entry, dict) and len(entry) > 1
+            hint = f": write '- ' before {list(entry)[1]!r}, too" if several else ""
+            self.problems.add(place, f"should be one verb with its arguments, not {entry!r}{hint}")
+            return None
+        ((verb, given),) = entry.items()
+        place = f"{place}.{verb}"
+        try:
+            stage = self.registry.stage(verb)
+        except BatchkitError as exc:
+            self.problems.add(place, str(exc), exc)
+            return None
+        keys = keys_of_stage(stage)
+        if not isinstance(given, dict):
+            self.problems.add(place, f"takes {', '.join(keys) or 'no arguments'}, not {given!r}")
+            return None
+        if not check_keys(place, given, keys, self.problems) or not self._import(place, given, keys):
+            return None
+        with self._noting(place), importable(self.folder):
+            return stage.from_arguments(given)  # type: ignore[no-any-return]
+        return None
+
+    def _import(self, place: str, given: dict[str, Any], keys: Keys) -> bool:
+        """Import the functions that are named, put them where the functions themselves are wanted; say if all went well."""
+        well = True
+        for name in [name for name in given if name in keys and keys[name].hint in FUNCTIONS]:
+            function = self._function(f"{place}.{name}", given[name])
+            well = well and function is not None
+            if keys[name].hint is Function:
+                given[name] = function
+        return well
+
+    def _function(self, place: str, name: str) -> Callable[..., Any] | None:
+        if not self.allow_imports:
+            self.problems.add(
+                place,
+                f"names the function {name}, which would be imported and run. "
+                "Leave allow_imports=False (--no-imports) out if you trust the file",
+            )
+            return None
+        with self._noting(place), importable(self.folder):
+            import_beside(name.partition(":")[0], self.folder)
+            return resolve_function(name, "the function")
+        return None
+
+    @contextlib.contextmanager
+    def _noting(self, place: str) -> Iterator[None]:
+        """Turn an error into a problem at a place."""
+        try:
+            yield
+        except BatchkitError as exc:
+            self.problems.add(place, str(exc), exc)
+        except (Exception, SystemExit) as exc:
+            self.problems.add(place, f"{type(exc).__name__}: {exc}", exc)
+
+
+_PATHS = ("path", "paths")
+
+
+def _rebased(path: Any, folder: Path, nested: bool) -> Any:
+    """Return paths that do not depend on the current folder; where paths are ``nested``, a list becomes a tuple."""
+    if isinstance(path, dict):
+        return {name: _rebased(inner, folder, nested) for name, inner in path.items()}
+    if isinstance(path, list):
+        parts = [_rebased(inner, folder, nested) for inner in path]
+        return tuple(parts) if nested else parts
+    if not isinstance(path, str) or "://" in path:
+        return path
+    return str(folder / path)

@@ -1,0 +1,157 @@
+"""Steps computed by threads, ahead of the caller and handed over in order."""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+from batchkit.executors.executor import Run, Work, worker_count
+from batchkit.tree import Tree
+
+__all__ = ["ThreadExecutor"]
+
+JOIN_SECONDS = 5.0
+"""How long closing waits for threads; one that is stuck in a user's function ends when that returns."""
+
+
+class ThreadExecutor:
+    """``workers`` threads that compute up to ``window`` steps ahead; NumPy and decoders release the GIL."""
+
+    name = "threads"
+
+    def __init__(self, workers: Any = "auto") -> None:
+        self.workers = worker_count(workers)
+
+    def run(self, plan: Work, steps: Iterator[Any], window: int) -> Run:
+        """Start the threads."""
+        return _ThreadRun(plan, steps, max(window, 1), self.workers)
+
+
+class _Failure:
+    __slots__ = ("error",)
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+class _Desk:
+    """What the threads and the caller share. The threads refer to this alone, so that a run can be collected."""
+
+    def __init__(self, plan: Work, steps: Iterator[Any], window: int) -> None:
+        self.compute = plan.compute
+        self.steps = steps
+        self.room = threading.Semaphore(window)
+        self.pulling = threading.RLock()
+        self.changed = threading.Condition(threading.RLock())
+        self.results: dict[int, Any] = {}
+        self.pulled = 0
+        self.delivered = 0
+        self.end: int | None = None
+        self.closed = False
+        self.threads: list[threading.Thread] = []
+
+    def pull(self) -> tuple[int, Any] | None:
+        """Return the next step and its place, or ``None`` when there is none for this thread."""
+        self.room.acquire()
+        with self.pulling:
+            if self.closed or self.end is not None:
+                self.room.release()  # let the next thread see it, too
+                return None
+            place = self.pulled
+            try:
+                step = next(self.steps)
+            except StopIteration:
+                self.finish(place)
+            except BaseException as exc:  # a generator that raised: it has ended, too
+                self.put(place, _Failure(exc))
+                self.finish(place + 1)
+            else:
+                self.pulled = place + 1
+                return place, step
+            self.room.release()
+            return None
+
+    def finish(self, end: int) -> None:
+        with self.changed:
+            self.end = end
+            self.changed.notify_all()
+
+    def put(self, place: int, result: Any) -> None:
+        with self.changed:
+            if not self.closed:
+                self.results[place] = result
+                if place == self.delivered:
+                    self.changed.notify()
+
+    def stop(self) -> None:
+        """End the threads; those that are in the middle of a step finish it, and its batch is dropped.
+
+        The garbage collector may call this from any thread, one of these among them, which
+        is why the locks are re-entrant and why a worker does not wait for the others.
+        """
+        with self.changed:
+            if self.closed:
+                return
+            self.closed = True
+            self.results.clear()
+            self.changed.notify_all()
+        self.room.release()
+        if threading.current_thread() in self.threads:
+            return
+        deadline = time.monotonic() + JOIN_SECONDS
+        for thread in self.threads:
+            thread.join(max(deadline - time.monotonic(), 0))
+        if self.pulling.acquire(timeout=max(deadline - time.monotonic(), 0)):
+            try:
+                close = getattr(self.steps, "close", None)
+                if close is not None:
+                    close()
+            finally:
+                self.pulling.release()
+
+
+def _work(desk: _Desk) -> None:
+    while (pulled := desk.pull()) is not None:
+        place, step = pulled
+        try:
+            result = desk.compute(step)
+        except BaseException as exc:  # handed to the caller, KeyboardInterrupt and SystemExit included
+            result = _Failure(exc)
+        desk.put(place, result)
+        del result, step, pulled  # a batch that lingers here would keep its slot leased
+
+
+class _ThreadRun:
+    def __init__(self, plan: Work, steps: Iterator[Any], window: int, workers: int) -> None:
+        self._desk = desk = _Desk(plan, steps, window)
+        self._finalizer = weakref.finalize(self, desk.stop)
+        desk.threads = [
+            threading.Thread(target=_work, args=(desk,), name=f"batchkit-worker-{number}", daemon=True)
+            for number in range(min(workers, window))
+        ]
+        for thread in desk.threads:
+            thread.start()
+
+    def __iter__(self) -> Iterator[Tree]:
+        return self
+
+    def __next__(self) -> Tree:
+        desk = self._desk
+        with desk.changed:
+            place = desk.delivered
+            while place not in desk.results:
+                if desk.closed or (desk.end is not None and place >= desk.end):
+                    raise StopIteration
+                desk.changed.wait()
+            result = desk.results.pop(place)
+            desk.delivered = place + 1
+        desk.room.release()
+        if type(result) is _Failure:
+            raise result.error
+        return result
+
+    def close(self) -> None:
+        self._finalizer()

@@ -1,0 +1,495 @@
+"""The Loader: joins a plan, an executor, host slots and a backend."""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from batchkit import tree as tree_
+from batchkit.backends import Backend
+from batchkit.buffers import NARROW, Slots
+from batchkit.errors import BackendError, PipelineError, SchemaError, StateError, WorkerError, nearest
+from batchkit.executors import Executor
+from batchkit.pipeline import Pipeline
+from batchkit.plan import Plan, compile
+from batchkit.plugins import Plugins, installed
+from batchkit.schema import LeafSpec, spec_of
+from batchkit.stages.stage import at_least
+from batchkit.tree import Tree
+
+__all__ = ["BatchIterator", "Loader"]
+
+STATE_VERSION = 1
+
+
+class Loader:
+    """Batches of a pipeline, as the arrays of one framework.
+
+    One iteration is one epoch, and the next iteration is the next epoch. Batch ``k`` is a
+    pure function of (pipeline, data, seed, k): nothing below changes what is in it.
+
+    Args:
+        pipeline: what to load; it ends in batches.
+        backend: the name of a backend (``"numpy"``, ``"torch"``, ...) or a Backend object.
+        device: the framework's device, or its name; the backend's default without it.
+        executor: ``"threads"``, ``"inline"``, another's name, or an Executor object.
+        workers: how many workers the executor has; ``"auto"`` for one a core.
+        prefetch: how many finished batches may wait for the caller, besides one a worker.
+        shard: ``(rank, world)``: of every batch, this rank loads its slice of the rows.
+        narrow: ``"checked"``: where the framework has no 64-bit type, narrow what fits and
+            refuse what does not; ``"error"``: refuse to narrow at all.
+        plugins: local plugins, by file (``"./my_plugin.py"``) or module name.
+
+    Raises:
+        PipelineError: the pipeline or an option is not valid.
+        BackendError: there is no such backend or device, or it cannot take a leaf's dtype.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        backend: str | Backend = "numpy",
+        *,
+        device: Any = None,
+        executor: str | Executor = "threads",
+        workers: int | str = "auto",
+        prefetch: int = 2,
+        shard: tuple[int, int] = (0, 1),
+        narrow: str = "checked",
+        plugins: Sequence[str] | Plugins = (),
+    ) -> None:
+        self._options: dict[str, Any] = {
+            "backend": backend,
+            "device": device,
+            "executor": executor,
+            "workers": workers,
+            "prefetch": prefetch,
+            "shard": shard,
+            "narrow": narrow,
+            "plugins": plugins,
+        }
+        if narrow not in NARROW:
+            raise PipelineError(f"narrow must be 'checked' or 'error', not {narrow!r}{nearest(str(narrow), list(NARROW))}")
+        self.prefetch = at_least(prefetch, "prefetch", 0)
+        self.plan: Plan = compile(pipeline, shard)
+        known = plugins if isinstance(plugins, Plugins) else installed().with_local(plugins) if plugins else installed()
+        self.backend: Backend = known.backend(backend) if isinstance(backend, str) else _checked_backend(backend)
+        self.device = self.backend.device(device)
+        self.executor: Executor = (
+            known.executor(executor)(workers=workers) if isinstance(executor, str) else _checked_executor(executor)
+        )
+        self._slots = Slots(self.backend, narrow)
+        self._lock = threading.RLock()
+        self._epoch, self._step, self._starts_here = 0, 0, True
+        self._current: weakref.ref[BatchIterator] | None = None
+        self._iterators: weakref.WeakSet[BatchIterator] = weakref.WeakSet()
+        self._schema: Tree = None
+        self._seen: _Seen | None = None
+        self._closed = False
+        self.statistics = Statistics()
+        if not self.plan.by_row and not self.plan.has_functions:
+            _ = self.schema  # an unknown leaf or dtype is better said now than with the first batch
+
+    # -- what it is
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The pipeline."""
+        return self.plan.pipeline
+
+    @property
+    def shard(self) -> tuple[int, int]:
+        """``(rank, world)``."""
+        return self.plan.shard
+
+    @property
+    def workers(self) -> int:
+        """How many workers the executor has; 0 where it has none."""
+        return int(getattr(self.executor, "workers", 0))
+
+    @property
+    def epoch(self) -> int:
+        """The epoch being iterated over, or, between two, the one that comes next."""
+        return self._epoch
+
+    @property
+    def schema(self) -> Tree:
+        """The :class:`~batchkit.schema.LeafSpec` of every leaf of a batch, as the backend gets it.
+
+        Where functions or row-wise sources are involved, the first batch is computed to know.
+
+        Raises:
+            SchemaError: there is no batch.
+            BackendError: the framework has nothing for a leaf's dtype.
+        """
+        if self._schema is None:
+            leaves, treedef = tree_.flatten(self.plan.schema())
+            specs = [
+                LeafSpec(self._slots.host_dtype(path, spec.dtype), spec.shape)
+                for path, spec in zip(tree_.paths(treedef), leaves, strict=True)
+            ]
+            self._schema = tree_.unflatten(treedef, specs)
+        return self._schema
+
+    @property
+    def narrowing(self) -> Mapping[str, tuple[np.dtype[Any], np.dtype[Any]]]:
+        """The leaves that the framework has only a narrower dtype for: ``{path: (data's, framework's)}``."""
+        leaves, treedef = tree_.flatten(self.plan.schema())
+        pairs = {
+            path: (spec.dtype, self._slots.host_dtype(path, spec.dtype))
+            for path, spec in zip(tree_.paths(treedef), leaves, strict=True)
+        }
+        return {path: pair for path, pair in pairs.items() if pair[0] != pair[1]}
+
+    def __len__(self) -> int:
+        """Return the number of batches of an epoch.
+
+        Raises:
+            TypeError: the epoch is endless, or the number cannot be known.
+        """
+        if self.plan.steps_per_epoch is None:
+            why = "repeat() makes it endless" if self.plan.endless else "a generator does not say how many rows it has"
+            raise TypeError(f"this loader has no length: {why}")
+        return self.plan.steps_per_epoch
+
+    def __repr__(self) -> str:
+        return f"<Loader backend={self.backend.name!r} executor={self.executor.name!r} shard={self.shard} epoch={self.epoch}>"
+
+    # -- iterating
+
+    def __iter__(self) -> BatchIterator:
+        """Start the next epoch, or go on in the middle of one after :meth:`load_state_dict`.
+
+        A thread that comes while others iterate joins them: each batch goes to exactly one.
+        """
+        with self._lock:
+            self._check_open()
+            current = self._current() if self._current is not None else None
+            if current is not None and current.joined():
+                return current
+            if not self._starts_here:
+                self._epoch, self._step = self._epoch + 1, 0
+            self._starts_here = False
+            iterator = self._iterator(self._epoch, self._step, (0, 1), follow=True)
+            self._current = weakref.ref(iterator)
+            return iterator
+
+    def iterate(self, epoch: int, part: tuple[int, int] = (0, 1), start: int = 0) -> BatchIterator:
+        """Return the batches of one epoch without moving the loader's own cursor.
+
+        Only batches ``k`` with ``k >= start`` and ``k % part[1] == part[0]`` are loaded.
+        """
+        with self._lock:
+            self._check_open()
+            return self._iterator(at_least(epoch, "epoch", 0), at_least(start, "start", 0), part, follow=False)
+
+    def _iterator(self, epoch: int, start: int, part: tuple[int, int], follow: bool) -> BatchIterator:
+        iterator = BatchIterator(self, epoch, start, part, follow)
+        self._iterators.add(iterator)
+        return iterator
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise PipelineError("this loader is closed. Make a new one, or leave close() and the with statement out")
+
+    def _delivered(self, iterator: BatchIterator, epoch: int, step: int, ended: bool) -> None:
+        """Note what the caller has got; only the newest iteration counts."""
+        if self._current is not None and self._current() is iterator:
+            self._epoch, self._step, self._starts_here = (epoch + 1, 0, True) if ended else (epoch, step, False)
+
+    def _check_alike(self, host: Tree, epoch: int, number: int) -> None:
+        """Compare a batch's structure, dtypes and row shapes with those of the first one delivered."""
+        leaves, treedef = tree_.flatten(host)
+        signature = tuple((leaf.dtype.kind if leaf.dtype.kind in "US" else leaf.dtype, leaf.shape[1:]) for leaf in leaves)
+        seen = self._seen
+        if seen is None:
+            self._seen = _Seen(treedef, signature, [spec_of(leaf) for leaf in leaves], (epoch, number))
+        elif seen.signature != signature or seen.treedef != treedef:
+            raise seen.differs(treedef, leaves, (epoch, number), self.plan)
+
+    # -- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the caller is: what was delivered, never what was prefetched.
+
+        JSON-able, of constant size, and the same for every rank, executor and backend.
+        """
+        with self._lock:
+            epoch, step = self._epoch, self._step
+        if self.plan.steps_per_epoch is not None and step >= self.plan.steps_per_epoch:
+            epoch, step = epoch + 1, 0
+        return {"version": STATE_VERSION, "epoch": epoch, "step": step, "pipeline": self._fingerprint()}
+
+    def _fingerprint(self) -> dict[str, Any]:
+        return self.plan.fingerprint()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to where ``state`` was taken: the next iteration goes on with the batch after it.
+
+        Raises:
+            StateError: the state is damaged, or of another pipeline or data set; names what differs.
+        """
+        epoch, step = _checked_state(state, self._fingerprint())
+        steps = self.plan.steps_per_epoch
+        if steps is not None and step > steps:
+            raise StateError(f"the state is at step {step}, but an epoch has {steps} batches: it is damaged")
+        if steps is not None and step == steps and steps:
+            epoch, step = epoch + 1, 0
+        with self._lock:
+            self._check_open()
+            self._epoch, self._step, self._starts_here = epoch, step, True
+            self._current = None
+
+    # -- handing over
+
+    def as_dataset(self) -> Any:
+        """Return the framework's own data set: an ``IterableDataset``, a ``tf.data.Dataset``, a JAX iterator."""
+        self._check_open()
+        return self.backend.as_dataset(self)
+
+    def replicate(self, **changes: Any) -> Loader:
+        """Return a new loader of the same pipeline and options, some of them changed, at epoch 0."""
+        for name in changes:
+            if name not in self._options:
+                raise PipelineError(f"a loader has no option {name!r}{nearest(name, list(self._options))}")
+        return Loader(self.pipeline, **{**self._options, **changes})
+
+    def report(self) -> str:
+        """Return in a few lines what was loaded and how long the caller waited for it."""
+        return self.statistics.text(self)
+
+    def close(self) -> None:
+        """End all iterations; no thread stays behind. May be called again."""
+        with self._lock:
+            self._closed = True
+            iterators = list(self._iterators)
+        for iterator in iterators:
+            iterator.close()
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class BatchIterator(Iterator[Tree]):
+    """The batches of one epoch, in order. Several threads may share it: each batch goes to exactly one."""
+
+    def __init__(self, loader: Loader, epoch: int, start: int, part: tuple[int, int], follow: bool) -> None:
+        self._loader, self._part, self._follow = loader, part, follow
+        self._lock = threading.Lock()
+        self._threads = {threading.get_ident()}
+        self._done = self._closed = False
+        self._put, self._device = loader.backend.put, loader.device
+        self._checks = loader.plan.has_functions or loader.plan.by_row
+        self._begin(epoch, start)
+
+    def _begin(self, epoch: int, start: int) -> None:
+        loader, (index, every) = self._loader, self._part
+        self._epoch, self._started = epoch, start
+        self._number, self._every = start + (index - start) % every, every
+        work = _Work(loader.plan, loader._slots)
+        steps = loader.plan.steps(epoch, start, self._part)
+        self._run = loader.executor.run(work, steps, loader.prefetch + max(loader.workers, 1))
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that is iterated over."""
+        return self._epoch
+
+    def joined(self) -> bool:
+        """Let another thread take part, if the epoch is still going on."""
+        here = threading.get_ident()
+        if self._done or self._closed or here in self._threads:
+            return False
+        self._threads.add(here)
+        return True
+
+    def __iter__(self) -> BatchIterator:
+        return self
+
+    def __next__(self) -> Tree:
+        with self._lock:
+            if self._done or self._closed:
+                return self._over()
+            asked = time.perf_counter()
+            try:
+                host = next(self._run)
+                number = self._number
+                self._number = number + self._every
+                if self._checks:
+                    self._loader._check_alike(host, self._epoch, number)
+                batch = self._put(host, self._device)
+            except StopIteration:
+                return self._ended()
+            except Exception:
+                raise
+            except BaseException:  # Ctrl-C: where the run stands is unknown now
+                self.close()
+                raise
+            if self._follow:
+                self._loader._delivered(self, self._epoch, number + 1, ended=False)
+            self._loader.statistics.add(time.perf_counter() - asked)
+            return batch
+
+    def _ended(self) -> Tree:
+        if self._closed:
+            return self._over()
+        resumed_at_end = self._follow and self._started > 0 and self._number == self._started
+        if resumed_at_end and not self._loader.plan.indexed:
+            # Only now is it known that the state was taken after a generator's last batch.
+            self._run.close()
+            self._begin(self._epoch + 1, 0)
+            self._loader._delivered(self, self._epoch, 0, ended=False)
+            try:
+                host = next(self._run)
+            except StopIteration:
+                pass
+            else:
+                self._number = 1
+                batch = self._put(host, self._device)
+                self._loader._delivered(self, self._epoch, 1, ended=False)
+                return batch
+        self._done = True
+        self._run.close()
+        if self._follow:
+            self._loader._delivered(self, self._epoch, 0, ended=True)
+        raise StopIteration
+
+    def _over(self) -> Tree:
+        if self._closed and not self._done:
+            raise WorkerError("the iteration was closed before its end: iterate over the loader again")
+        raise StopIteration
+
+    def close(self) -> None:
+        """End the iteration; no thread stays behind."""
+        self._closed = True
+        self._run.close()
+
+
+class _Work:
+    """A plan together with the memory it writes to, as executors see it."""
+
+    __slots__ = ("plan", "slots")
+
+    def __init__(self, plan: Plan, slots: Slots) -> None:
+        self.plan, self.slots = plan, slots
+
+    def compute(self, step: Any) -> Tree:
+        """Return the host batch of a step."""
+        return self.plan.compute(step, self.slots)
+
+
+class _Seen:
+    """What the first delivered batch looked like."""
+
+    def __init__(self, treedef: tree_.TreeDef, signature: Any, specs: list[LeafSpec], at: tuple[int, int]) -> None:
+        self.treedef, self.signature, self.specs, self.at = treedef, signature, specs, at
+
+    def differs(self, treedef: tree_.TreeDef, leaves: list[Any], at: tuple[int, int], plan: Plan) -> SchemaError:
+        """Return the error that says how a later batch differs."""
+        where = f"epoch {at[0]}, step {at[1]}"
+        first = f"in epoch {self.at[0]}, step {self.at[1]}"
+        after = plan.last_function()
+        if treedef != self.treedef:
+            now, then = (", ".join(tree_.paths(each)) for each in (treedef, self.treedef))
+            return SchemaError(
+                f"{where}: the batch has the leaves ({now}), but {first} it had ({then}){after}. "
+                "Return the same structure for every row and batch"
+            )
+        for path, leaf, spec in zip(tree_.paths(treedef), leaves, self.specs, strict=True):
+            now = spec_of(leaf)
+            if now.dtype != spec.dtype or now.shape[1:] != spec.shape[1:]:
+                break
+        one, two = LeafSpec(spec.dtype, spec.shape[1:]), LeafSpec(now.dtype, now.shape[1:])
+        mend = (
+            f"Return {spec.dtype.name}, or add .cast({path or 'leaf'}={spec.dtype.name!r})"
+            if now.shape[1:] == spec.shape[1:]
+            else "Bring all rows to one shape (pad or crop them) in a map() before batch()"
+        )
+        return SchemaError(f"{where}: {tree_.leaf_label(path)} is {two}, but {first} it was {one}{after}. {mend}")
+
+
+class Statistics:
+    """How many batches were delivered, and how long the callers waited for them."""
+
+    def __init__(self) -> None:
+        self.batches = 0
+        self.waited = 0.0
+        self.first: float | None = None
+        self.began = time.perf_counter()
+
+    def add(self, waited: float) -> None:
+        """Count one delivered batch."""
+        self.batches += 1
+        self.waited += waited
+        if self.first is None:
+            self.first = waited
+
+    def text(self, loader: Loader) -> str:
+        """Return the figures as a few lines."""
+        if not self.batches or self.first is None:
+            return "nothing was loaded yet"
+        return (
+            f"{self.batches} batches by executor {loader.executor.name!r} ({loader.workers} workers, prefetch "
+            f"{loader.prefetch}) for backend {loader.backend.name!r}\n"
+            f"first batch after {self.first * 1e3:.1f} ms; waited for data {self.waited:.3f} s in all, "
+            f"{self.waited / self.batches * 1e6:.0f} µs a batch"
+        )
+
+
+def _checked_backend(backend: Any) -> Backend:
+    if isinstance(backend, type) or not isinstance(backend, Backend):
+        parts = ("name", "alignment", "host_dtype", "device", "allocate", "put", "as_dataset")
+        lacking = [part for part in parts if not hasattr(backend, part)]
+        what = f"the class {backend.__name__}, not an object of it" if isinstance(backend, type) else repr(backend)
+        lacks = f", which lacks {', '.join(lacking)}" if lacking else ""
+        raise BackendError(f"backend must be a name such as 'torch' or a Backend object, not {what}{lacks}")
+    return backend
+
+
+def _checked_executor(executor: Any) -> Executor:
+    if isinstance(executor, type) or not isinstance(executor, Executor):
+        raise PipelineError(f"executor must be a name such as 'threads' or an Executor object, not {executor!r}")
+    return executor
+
+
+def _checked_state(state: Any, fingerprint: dict[str, Any]) -> tuple[int, int]:
+    if not isinstance(state, Mapping):
+        raise StateError(f"a state is a dict from state_dict(), not a {type(state).__name__}")
+    lacking = [key for key in ("version", "epoch", "step", "pipeline") if key not in state]
+    if lacking:
+        raise StateError(f"the state lacks {', '.join(lacking)}: it is damaged, or not from state_dict()")
+    if state["version"] != STATE_VERSION:
+        raise StateError(f"the state has version {state['version']!r}, and this batchkit reads {STATE_VERSION}")
+    for key in ("epoch", "step"):
+        if type(state[key]) is not int or state[key] < 0:
+            raise StateError(f"the state's {key} is {state[key]!r}, not a whole number of at least 0: it is damaged")
+    theirs = state["pipeline"]
+    if not isinstance(theirs, Mapping) or not isinstance(theirs.get("stages"), Iterable):
+        raise StateError("the state's pipeline is damaged: it should hold 'source' and 'stages'")
+    _check_same(theirs, fingerprint)
+    return state["epoch"], state["step"]
+
+
+def _check_same(theirs: Mapping[str, Any], ours: dict[str, Any]) -> None:
+    then, now = list(theirs["stages"]), ours["stages"]
+    for number in range(max(len(then), len(now))):
+        one = then[number] if number < len(then) else "nothing"
+        two = now[number] if number < len(now) else "nothing"
+        if one != two:
+            raise StateError(
+                f"the state is of another pipeline: its stage {number} is {one}, and here it is {two}. "
+                "Load it with the pipeline it was taken from"
+            )
+    if theirs.get("source") != ours["source"]:
+        raise StateError(
+            f"the state is of another data set: its fingerprint is {theirs.get('source')}, and here it is {ours['source']}. "
+            "The rows, their number or dtypes changed since"
+        )

@@ -1,0 +1,327 @@
+"""The description of a pipeline: a source and stages. An immutable value; nothing runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from batchkit import stages as st
+from batchkit.errors import ConfigError, PipelineError, PipelineTypeError, UnknownNameError, nearest
+from batchkit.preview import Preview, preview
+from batchkit.schema import describe
+from batchkit.sources import SOURCES, ArraySource, GeneratorSource, NpySource, NpzSource, SequenceSource, Source
+from batchkit.stages import Stage
+from batchkit.tree import Tree
+
+__all__ = [
+    "Pipeline",
+    "Registry",
+    "from_arrays",
+    "from_generator",
+    "from_npy",
+    "from_npz",
+    "from_sequence",
+    "from_source",
+]
+
+
+class Registry(Protocol):
+    """What knows sources by kind and stages by verb, those of plugins included."""
+
+    def source(self, kind: str) -> Callable[..., Any]:
+        """Return what makes a source of that kind."""
+        ...
+
+    def stage(self, verb: str) -> type[Stage]:
+        """Return the stage of that verb."""
+        ...
+
+
+@dataclass(frozen=True, repr=False)
+class Pipeline:
+    """A source and the stages its rows go through; every verb returns a new pipeline.
+
+    >>> import numpy as np
+    >>> pipe = from_arrays({"x": np.zeros((10, 3), np.float32)}).shuffle(seed=1).batch(4)
+    >>> print(pipe)
+    arrays: 10 rows of {x: float32[3]}
+      0 shuffle(seed=1)
+      1 batch(size=4)
+    """
+
+    source: Any
+    stages: tuple[Stage, ...] = field(default=())
+
+    # -- order
+
+    def shuffle(self, seed: int = 0, *, reshuffle: bool = True) -> Pipeline:
+        """Permute all rows (or batches), differently in every epoch.
+
+        ``reshuffle=False`` keeps the first epoch's order for ever: that is how a data set is split,
+        ``.shuffle(7, reshuffle=False).take(1000)`` and ``.shuffle(7, reshuffle=False).skip(1000)``.
+        """
+        return self._then(st.Shuffle(seed, reshuffle))
+
+    def repeat(self, count: int | None = None) -> Pipeline:
+        """Go over the rows ``count`` times, for ever without a count; each pass is shuffled anew.
+
+        Before ``batch`` a batch may hold rows of two passes; behind it none does.
+        """
+        return self._then(st.Repeat(count))
+
+    def take(self, count: int) -> Pipeline:
+        """Keep the first ``count`` rows (or batches), as ``rows[:count]`` does."""
+        return self._then(st.Take(count))
+
+    def skip(self, count: int) -> Pipeline:
+        """Leave out the first ``count`` rows (or batches), as ``rows[count:]`` does."""
+        return self._then(st.Skip(count))
+
+    # -- functions
+
+    def map(self, fn: Callable[..., Any] | str, **kwargs: Any) -> Pipeline:
+        """Apply ``fn(row, **kwargs) -> row``, or behind ``batch`` ``fn(columns, **kwargs) -> columns``.
+
+        A row is a tree of scalars and arrays; columns are the same tree of arrays with one
+        leading axis, whose length ``fn`` must keep. ``fn`` may be ``"module:name"``. It must
+        be a pure function of its arguments and return arrays of its own; each rank calls it on
+        its own rows of a batch.
+        """
+        return self._then(st.Map(fn, kwargs))  # type: ignore[arg-type]
+
+    def random_map(self, fn: Callable[..., Any] | str, *, seed: int = 0, **kwargs: Any) -> Pipeline:
+        """Apply ``fn(row, rng, **kwargs)``, or behind ``batch`` ``fn(columns, rng, **kwargs)``.
+
+        Behind ``batch``, every draw of ``rng`` gives one value a row. The numbers depend on
+        (seed, epoch, stage, row) alone, so that a row is treated alike at any batch size,
+        worker count and number of ranks.
+        """
+        return self._then(st.RandomMap(fn, kwargs, seed))  # type: ignore[arg-type]
+
+    # -- cutting
+
+    def batch(self, size: int, *, remainder: str = "keep") -> Pipeline:
+        """Put ``size`` rows into a batch; ``remainder`` is ``"keep"``, ``"drop"`` or ``"pad"``.
+
+        ``size`` counts the rows over all ranks. ``"pad"`` fills the last batch with zeros and
+        adds a boolean leaf ``"mask"``, true for real rows, so that all shapes are static.
+        """
+        return self._then(st.Batch(size, remainder))
+
+    def unbatch(self) -> Pipeline:
+        """Take batches apart into rows."""
+        return self._then(st.Unbatch())
+
+    # -- columns
+
+    def select(self, *names: str) -> Pipeline:
+        """Keep only these leaves; ``"meta/id"`` reaches into a nesting."""
+        return self._then(st.Select(names))
+
+    def drop(self, *names: str) -> Pipeline:
+        """Leave these leaves out."""
+        return self._then(st.Drop(names))
+
+    def rename(self, names: Mapping[str, str] | None = None, /, **more: str) -> Pipeline:
+        """Give leaves other names: ``rename(old="new")`` or ``rename({"meta/id": "uid"})``."""
+        return self._then(st.Rename({**(names or {}), **more}))
+
+    def cast(self, dtypes: Mapping[str, Any] | None = None, /, **more: Any) -> Pipeline:
+        """Convert leaves: ``cast(image="float32")``. A value that does not fit is an error."""
+        return self._then(st.Cast({**(dtypes or {}), **more}))
+
+    def apply(self, stage: Stage) -> Pipeline:
+        """Add a stage object, such as a plugin's :class:`~batchkit.stages.ColumnStage`."""
+        if not isinstance(stage, Stage):
+            raise PipelineTypeError(f"apply() needs a Stage, not a {type(stage).__name__}; a function goes into map()")
+        return self._then(stage)
+
+    def _then(self, stage: Stage) -> Pipeline:
+        """Add a stage, after checking that it may stand where it would."""
+        batched = self.batched
+        if isinstance(stage, st.Batch) and batched:
+            raise PipelineError(f"{stage.label} cannot follow batches: add .unbatch() before it")
+        if isinstance(stage, st.Unbatch) and not batched:
+            raise PipelineError("unbatch() needs batches to take apart: it stands behind rows here")
+        return Pipeline(self.source, (*self.stages, stage))
+
+    @property
+    def batched(self) -> bool:
+        """Whether the pipeline ends in batches rather than rows."""
+        batched = bool(getattr(self.source, "batched", False))
+        for stage in self.stages:
+            if isinstance(stage, st.Batch):
+                batched = True
+            elif isinstance(stage, st.Unbatch):
+                batched = False
+        return batched
+
+    # -- reading it
+
+    @property
+    def schema(self) -> Tree:
+        """The schema of a row at the end of the pipeline; tries the functions on the first row.
+
+        Raises:
+            BatchkitError: reading the first row or one of the functions failed.
+        """
+        last = preview(self.source, self.stages)[-1]
+        if last.problem is not None:
+            raise last.problem
+        return last.schema
+
+    def __repr__(self) -> str:
+        first, *rest = preview(self.source, self.stages)
+        kind = getattr(self.source, "kind", type(self.source).__name__)
+        size = f"{len(self.source)} rows" if hasattr(self.source, "__len__") else "rows as they come"
+        lines = [f"{kind}: {size}{_shown(first, ' of ')}"]
+        before = first
+        for number, (stage, after) in enumerate(zip(self.stages, rest, strict=True)):
+            changed = _shown(after, " -> ") if after.schema != before.schema or after.problem else ""
+            lines.append(f"  {number} {stage.label}{'' if before.problem else changed}")
+            before = after
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the pipeline as JSON values, the same shape as ``pipeline:`` in a config file.
+
+        Raises:
+            PipelineError: the source lives in memory only, or a function cannot be imported.
+        """
+        export = getattr(self.source, "to_dict", None)
+        if export is None:
+            kind = getattr(self.source, "kind", type(self.source).__name__)
+            raise PipelineError(
+                f"a pipeline over {kind!r} cannot be exported: its data live in this process alone. "
+                "Save them (np.save) and use from_npy(), or use from_generator('module:name')"
+            )
+        return {"source": export(), "stages": [{stage.verb: stage.arguments()} for stage in self.stages]}
+
+    @classmethod
+    def from_dict(
+        cls, description: Mapping[str, Any], *, allow_imports: bool = True, registry: Registry | None = None
+    ) -> Pipeline:
+        """Build a pipeline from what :meth:`to_dict` returned.
+
+        Functions are imported by name, which runs their modules: with ``allow_imports=False``
+        a description that names one is refused. ``registry`` adds plugins' sources and stages.
+
+        Raises:
+            ConfigError: imports are needed and not allowed, or the shape is wrong.
+            PipelineError: a stage's argument is wrong.
+            UnknownNameError: there is no such source or stage.
+        """
+        registry = registry or _BuiltIn()
+        if not isinstance(description, Mapping) or not isinstance(description.get("source"), Mapping):
+            raise ConfigError("a pipeline needs 'source', a mapping with the key 'kind'")
+        if not allow_imports:
+            _refuse_imports(description)
+        source = dict(description["source"])
+        pipe = cls(registry.source(source.pop("kind", ""))(**source))
+        for number, entry in enumerate(description.get("stages", ())):
+            if not isinstance(entry, Mapping) or len(entry) != 1:
+                raise ConfigError(f"stages[{number}] must be one verb with its arguments, not {entry!r}")
+            ((verb, arguments),) = entry.items()
+            pipe = pipe._then(registry.stage(verb).from_arguments(arguments or {}))
+        return pipe
+
+
+def _shown(step: Preview, lead: str) -> str:
+    if step.problem is not None:
+        return f"{lead}? ({type(step.problem).__name__}: {str(step.problem).splitlines()[0]})"
+    return "" if step.schema is None else f"{lead}{describe(step.schema)}"
+
+
+def _refuse_imports(description: Mapping[str, Any]) -> None:
+    named = [description["source"].get("fn")]
+    named += [
+        arguments.get("fn")
+        for entry in description.get("stages", ())
+        if isinstance(entry, Mapping)
+        for arguments in entry.values()
+        if isinstance(arguments, Mapping)
+    ]
+    found = [str(name) for name in named if name is not None]
+    if found:
+        raise ConfigError(
+            f"the pipeline names functions, which would be imported and run: {', '.join(found)}. "
+            "Leave allow_imports=False out if you trust it"
+        )
+
+
+class _BuiltIn:
+    """The registry of batchkit's own sources and stages."""
+
+    def source(self, kind: str) -> Callable[..., Any]:
+        if kind not in SOURCES:
+            raise UnknownNameError(f"no source kind {kind!r}{nearest(str(kind), list(SOURCES))} (there are: {', '.join(SOURCES)})")
+        return SOURCES[kind]
+
+    def stage(self, verb: str) -> type[Stage]:
+        if verb not in st.STAGES:
+            raise UnknownNameError(f"no stage {verb!r}{nearest(str(verb), list(st.STAGES))} (there are: {', '.join(st.STAGES)})")
+        return st.STAGES[verb]
+
+
+def from_arrays(arrays: Tree) -> Pipeline:
+    """Rows from arrays with one leading axis: a dict, tuple or any nesting of them; memmaps too.
+
+    Nothing is copied. Lists are taken as arrays.
+
+    Raises:
+        SchemaError: leaves of different lengths, a zero-dimensional leaf, Python objects.
+    """
+    return Pipeline(ArraySource(arrays))
+
+
+def from_npy(path: Tree) -> Pipeline:
+    """Rows from ``.npy`` files, mapped into memory: one path, or a tree of paths.
+
+    Raises:
+        SourceNotFoundError: a file is not there.
+        CorruptSourceError: a file is no ``.npy``, is truncated, or holds pickled objects.
+    """
+    return Pipeline(NpySource(path))
+
+
+def from_npz(path: Any, keys: Any = None) -> Pipeline:
+    """Rows from the arrays of a ``.npz`` file; uncompressed members are mapped, not read.
+
+    Raises:
+        SourceNotFoundError: the file is not there.
+        CorruptSourceError: it is no ``.npz``, is truncated, or holds pickled objects.
+    """
+    return Pipeline(NpzSource(path, keys))
+
+
+def from_sequence(sequence: Any) -> Pipeline:
+    """Rows from anything with ``__len__`` and ``__getitem__``: lists, torch Datasets, Grain sources.
+
+    Raises:
+        PipelineTypeError: it is not such a thing.
+    """
+    return Pipeline(SequenceSource(sequence))
+
+
+def from_generator(fn: Callable[..., Any] | str, *, batched: bool = False, **kwargs: Any) -> Pipeline:
+    """Rows, or with ``batched=True`` whole batches, from ``fn(**kwargs)``, called anew each epoch.
+
+    Rows are counted as they come; resuming replays the generator up to where it was.
+
+    Raises:
+        PipelineTypeError: ``fn`` is not a function.
+    """
+    return Pipeline(GeneratorSource(fn, batched, kwargs))
+
+
+def from_source(source: Any) -> Pipeline:
+    """Rows from anything that obeys the :class:`~batchkit.sources.Source` protocol.
+
+    Raises:
+        PipelineTypeError: it lacks a part of the protocol; names which.
+    """
+    lacking = [name for name in ("schema", "__len__", "fingerprint", "gather") if not hasattr(type(source), name)]
+    if lacking and not isinstance(source, Source):
+        raise PipelineTypeError(f"from_source(): {type(source).__name__} lacks {', '.join(lacking)} of the Source protocol")
+    return Pipeline(source)

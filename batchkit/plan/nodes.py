@@ -1,0 +1,320 @@
+"""The compiled form of an indexed pipeline: nodes that read any rows, or any batch, by position.
+
+Each node asks the one before it; positions are mapped down to row numbers before anything is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from batchkit import stages as st
+from batchkit import tree as tree_
+from batchkit.errors import BatchkitError, PipelineError, SchemaError, SourceError
+from batchkit.plan.calls import Call, Rows, call_columns, call_rows
+from batchkit.sources import ArraySource
+from batchkit.sources.stacking import stack_rows
+from batchkit.stages.order import Epochs, Locator, Positions
+from batchkit.tree import Tree
+
+__all__ = [
+    "BatchesNode",
+    "CalledBatches",
+    "CalledRows",
+    "CutRows",
+    "OrderedBatches",
+    "OrderedRows",
+    "RowsNode",
+    "SlotPool",
+    "SourceRows",
+    "UncutRows",
+    "none_of",
+    "pad_columns",
+]
+
+
+class SlotPool(Protocol):
+    """Where a node may write to; what :class:`batchkit.buffers.Slots` offers."""
+
+    def ring(self, key: Any, dtype: np.dtype[Any], row_shape: tuple[int, ...]) -> Any: ...
+
+    def column(self, key: Any, rows: int, dtype: np.dtype[Any], row_shape: tuple[int, ...]) -> npt.NDArray[Any]: ...
+
+    def host_dtype(self, leaf: str, dtype: np.dtype[Any]) -> np.dtype[Any]: ...
+
+    def narrow_into(self, leaf: str, column: npt.NDArray[Any], out: npt.NDArray[Any]) -> None: ...
+
+    def ready(self, leaf: str, column: npt.NDArray[Any], key: Any) -> npt.NDArray[Any]: ...
+
+
+class RowsNode(Protocol):
+    """Rows by position."""
+
+    length: int | None
+
+    def read(self, positions: Positions, epochs: Epochs, slots: SlotPool) -> Rows:
+        """Return the rows at ``positions`` (int64, or a range) of ``epochs`` (one for all, or one each)."""
+        ...
+
+
+class BatchesNode(Protocol):
+    """Batches by number."""
+
+    length: int | None
+
+    def read(self, number: int, epoch: int, shard: tuple[int, int], slots: SlotPool) -> Rows:
+        """Return rank ``shard[0]``'s rows of a batch, as columns."""
+        ...
+
+
+class SourceRows:
+    """The source itself. Gathers into slots; narrows meanwhile if it is the last to touch the rows."""
+
+    BLOCK_BYTES = 1 << 18  # a scratch that stays in the second-level cache while it is narrowed
+
+    def __init__(self, source: Any, final: bool) -> None:
+        self.length: int | None = len(source)
+        self._source = source
+        self._final = final
+        self._by_row = hasattr(source, "read")
+        if not self._by_row:
+            specs, self._treedef = tree_.flatten(source.schema)
+            self._specs = [(path, spec.dtype, spec.shape) for path, spec in zip(tree_.paths(self._treedef), specs, strict=True)]
+
+    def read(self, positions: Positions, epochs: Epochs, slots: SlotPool) -> Rows:
+        ids = np.arange(positions.start, positions.stop) if isinstance(positions, range) else positions
+        try:
+            if self._by_row:
+                return Rows(ids, epochs, items=self._source.read(ids))
+            return Rows(ids, epochs, columns=tree_.unflatten(self._treedef, self._gather(ids, slots)))
+        except BatchkitError:
+            raise
+        except Exception as exc:
+            name = getattr(self._source, "kind", type(self._source).__name__)
+            raise SourceError(f"{name}: reading rows {_few(ids)} failed: {type(exc).__name__}: {exc}") from exc
+
+    def _gather(self, ids: npt.NDArray[np.int64], slots: SlotPool) -> list[npt.NDArray[Any]]:
+        columns, direct, narrowed = [], True, []
+        for index, (path, dtype, shape) in enumerate(self._specs):
+            host = slots.host_dtype(path, dtype) if self._final else dtype
+            columns.append(slots.column(index, len(ids), host, shape))
+            if host is not dtype and host != dtype:
+                direct = False
+                narrowed.append(index)
+        if direct:
+            self._fill(ids, columns)
+        else:
+            self._fill_narrowed(ids, columns, narrowed, slots)
+        return columns
+
+    def _fill(self, ids: npt.NDArray[np.int64], columns: list[npt.NDArray[Any]]) -> None:
+        if isinstance(self._source, ArraySource):
+            self._source.gather_leaves(ids, columns)
+            return
+        out = tree_.unflatten(self._treedef, columns)
+        made = self._source.gather(ids, out)
+        if made is out:
+            return
+        leaves, treedef = tree_.flatten(made)
+        if treedef != self._treedef:
+            raise SchemaError(f"gather() returned the structure {treedef}, but the schema says {self._treedef}")
+        for (path, dtype, _), leaf, column in zip(self._specs, leaves, columns, strict=True):
+            if leaf is not column:
+                array = np.asarray(leaf)
+                if array.shape != column.shape or array.dtype != dtype:
+                    raise SchemaError(
+                        f"gather() returned {array.dtype.name}{list(array.shape)} for {tree_.leaf_label(path)}, "
+                        f"but the schema says {dtype.name}{list(column.shape)}"
+                    )
+                column[...] = array
+
+    def _fill_narrowed(
+        self, ids: npt.NDArray[np.int64], columns: list[npt.NDArray[Any]], narrowed: list[int], slots: SlotPool
+    ) -> None:
+        """Gather in blocks of rows small enough that a wide value is narrowed while it is in the cache."""
+        row_bytes = max(self._specs[i][1].itemsize * int(np.prod(self._specs[i][2], dtype=np.int64)) for i in narrowed)
+        block = max(self.BLOCK_BYTES // max(row_bytes, 1), 1)
+        scratch = {
+            i: slots.column((i, "wide"), min(block, len(ids)), self._specs[i][1], self._specs[i][2]) for i in narrowed
+        }
+        for start in range(0, len(ids), block):
+            part = ids[start : start + block]
+            places = [
+                scratch[i][: len(part)] if i in scratch else column[start : start + len(part)]
+                for i, column in enumerate(columns)
+            ]
+            self._fill(part, places)
+            for i in narrowed:
+                slots.narrow_into(self._specs[i][0], places[i], columns[i][start : start + len(part)])
+
+
+class OrderedRows:
+    """Rows in another order, or fewer, or several times."""
+
+    def __init__(self, before: RowsNode, stage: st.OrderStage, ordinal: int) -> None:
+        self.length = stage.length(before.length)
+        self._before = before
+        self._locate: Locator = stage.locator(before.length, ordinal)
+
+    def read(self, positions: Positions, epochs: Epochs, slots: SlotPool) -> Rows:
+        positions, epochs = self._locate(positions, epochs)
+        return self._before.read(positions, epochs, slots)
+
+
+class CalledRows:
+    """Rows that functions were applied to, one by one."""
+
+    def __init__(self, before: RowsNode, calls: Sequence[Call]) -> None:
+        self.length = before.length
+        self._before, self._calls = before, tuple(calls)
+
+    def read(self, positions: Positions, epochs: Epochs, slots: SlotPool) -> Rows:
+        return call_rows(self._before.read(positions, epochs, slots), self._calls)
+
+
+class CutRows:
+    """Rows cut into batches."""
+
+    def __init__(self, before: RowsNode, stage: st.Batch, after: str) -> None:
+        self.length = stage.batches(before.length)
+        self.rows = before.length
+        self.size = stage.size
+        self.pads = stage.remainder == "pad"
+        self.drops = stage.remainder == "drop"
+        self._before = before
+        self._after = after
+
+    def read(self, number: int, epoch: int, shard: tuple[int, int], slots: SlotPool) -> Rows:
+        start = number * self.size
+        have = self.size if self.rows is None else min(self.size, self.rows - start)
+        cut = self.size if self.pads else have
+        rank, world = shard
+        low, high = cut * rank // world, cut * (rank + 1) // world
+        wanted = max(min(high, have) - low, 0)
+        if wanted == 0 and have:
+            # A rank without rows of this batch computes one all the same, to know what columns look like.
+            rows = self._columns(self._before.read(range(start, start + 1), epoch, slots))
+            rows.surplus = not self.pads
+            return pad_columns(none_of(rows), high - low) if self.pads else rows
+        rows = self._columns(self._before.read(range(start + low, start + low + wanted), epoch, slots))
+        return pad_columns(rows, high - low) if self.pads else rows
+
+    def _columns(self, rows: Rows) -> Rows:
+        if rows.items is None:
+            return rows
+        return Rows(rows.ids, rows.epochs, columns=stack_rows(rows.items, rows.ids, self._after))
+
+
+class OrderedBatches:
+    """Batches in another order, or fewer, or several times."""
+
+    def __init__(self, before: BatchesNode, stage: st.OrderStage, ordinal: int) -> None:
+        self.length = stage.length(before.length)
+        self._before = before
+        self._locate: Locator = stage.locator(before.length, ordinal)
+
+    def read(self, number: int, epoch: int, shard: tuple[int, int], slots: SlotPool) -> Rows:
+        numbers, epochs = self._locate(range(number, number + 1), epoch)
+        inner = epochs if isinstance(epochs, int) else int(epochs[0])
+        return self._before.read(int(numbers[0]), inner, shard, slots)
+
+
+class CalledBatches:
+    """Batches that functions were applied to, whole."""
+
+    def __init__(self, before: BatchesNode, calls: Sequence[Call]) -> None:
+        self.length = before.length
+        self._before, self._calls = before, tuple(calls)
+
+    def read(self, number: int, epoch: int, shard: tuple[int, int], slots: SlotPool) -> Rows:
+        rows = self._before.read(number, epoch, shard, slots)
+        rows.columns = call_columns(rows.columns, rows, self._calls)
+        return rows
+
+
+class UncutRows:
+    """Batches taken apart into rows: each batch that a row is asked of is computed whole."""
+
+    def __init__(self, before: BatchesNode, cut: CutRows) -> None:
+        self._before, self._size = before, cut.size
+        whole = cut.pads or cut.rows is None or cut.rows % cut.size == 0
+        if not whole and before.length != cut.length:
+            raise PipelineError(
+                "unbatch() cannot number the rows: a smaller last batch was kept, and batches were reordered or repeated "
+                "behind it. Use batch(remainder='drop'), or shuffle and repeat before batch()"
+            )
+        self.length = before.length if before.length is None else before.length * cut.size
+        if not whole and self.length is not None:
+            self.length = cut.rows
+
+    def read(self, positions: Positions, epochs: Epochs, slots: SlotPool) -> Rows:
+        numbers = np.asarray(positions, np.int64)
+        which, offsets = np.divmod(numbers, self._size)
+        per_row = np.broadcast_to(np.asarray(epochs, np.int64), numbers.shape)
+        wanted = np.unique(np.stack([per_row, which]), axis=1).T
+        parts: list[tuple[npt.NDArray[np.intp], Rows]] = []
+        for epoch, number in wanted.tolist():
+            chosen = np.nonzero((which == number) & (per_row == epoch))[0]
+            parts.append((chosen, self._before.read(number, epoch, (0, 1), slots)))
+        ids, inner = np.empty(len(numbers), np.int64), np.empty(len(numbers), np.int64)
+        items: list[Tree] = [None] * len(numbers)
+        for chosen, rows in parts:
+            ids[chosen] = rows.ids[offsets[chosen]]
+            inner[chosen] = rows.epochs if isinstance(rows.epochs, int) else rows.epochs[offsets[chosen]]
+        if not parts:
+            return Rows(ids, inner, items=items)
+        return Rows(ids, inner, columns=_picked(parts, offsets, len(numbers)))
+
+
+def _picked(parts: list[tuple[npt.NDArray[np.intp], Rows]], offsets: npt.NDArray[np.int64], count: int) -> Tree:
+    """Put the wanted rows of several batches together."""
+    firsts, treedef = tree_.flatten(parts[0][1].columns)
+    merged = [np.empty((count, *leaf.shape[1:]), leaf.dtype) for leaf in firsts]
+    for chosen, rows in parts:
+        leaves, other = tree_.flatten(rows.columns)
+        if other != treedef:
+            raise SchemaError(f"unbatch(): batches have different structures, {treedef} and {other}")
+        for index, leaf in enumerate(leaves):
+            if leaf.dtype != merged[index].dtype or leaf.shape[1:] != merged[index].shape[1:]:
+                if leaf.dtype.kind in "US" and leaf.dtype.kind == merged[index].dtype.kind:
+                    merged[index] = merged[index].astype(np.result_type(merged[index], leaf))
+                else:
+                    raise SchemaError(
+                        f"unbatch(): {tree_.leaf_label(tree_.paths(treedef)[index])} is {leaf.dtype.name}{list(leaf.shape[1:])} "
+                        f"in one batch and {merged[index].dtype.name}{list(merged[index].shape[1:])} in another"
+                    )
+            merged[index][chosen] = leaf[offsets[chosen]]
+    return tree_.unflatten(treedef, merged)
+
+
+def none_of(rows: Rows) -> Rows:
+    return Rows(rows.ids[:0], 0, columns=tree_.map_leaves(lambda leaf: leaf[:0], rows.columns))
+
+
+def pad_columns(rows: Rows, size: int) -> Rows:
+    """Return the rows filled up with zeros to ``size``, with the mask added."""
+    have = len(rows.ids)
+    mask = np.arange(size) < have
+    if have == size:
+        return Rows(rows.ids, rows.epochs, columns=st.with_mask(rows.columns, mask))
+
+    def filled(leaf: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        whole = np.zeros((size, *leaf.shape[1:]), leaf.dtype)
+        whole[:have] = leaf
+        return whole
+
+    ids = np.full(size, -1, np.int64)
+    ids[:have] = rows.ids
+    epochs = rows.epochs
+    if not isinstance(epochs, int):
+        padded = np.zeros(size, np.int64)
+        padded[:have] = epochs
+        epochs = padded
+    return Rows(ids, epochs, columns=st.with_mask(tree_.map_leaves(filled, rows.columns), mask))
+
+
+def _few(ids: npt.NDArray[np.int64]) -> str:
+    return f"[{', '.join(map(str, ids[:8].tolist()))}{', ...' if len(ids) > 8 else ''}]"

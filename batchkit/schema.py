@@ -1,0 +1,102 @@
+"""What a row or a batch looks like: the dtype and shape of every leaf."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from batchkit import tree as tree_
+from batchkit.errors import SchemaError
+from batchkit.tree import Tree
+
+__all__ = ["LeafSpec", "as_leaf", "batched", "describe", "slot_dtype", "spec_of", "spec_tree"]
+
+
+@dataclass(frozen=True, slots=True)
+class LeafSpec:
+    """The dtype and shape of one leaf; ``None`` is a length that varies.
+
+    In a row schema the shape is one row's; in a batch schema its first entry is the
+    number of rows. A string dtype without a size (``np.dtype("U")``) means any length.
+
+    >>> LeafSpec(np.dtype("float32"), (None, 64))
+    float32[?, 64]
+    """
+
+    dtype: np.dtype[Any]
+    shape: tuple[int | None, ...]
+
+    def __repr__(self) -> str:
+        sides = ", ".join("?" if side is None else str(side) for side in self.shape)
+        name = {"U": "str", "S": "bytes", "T": "str"}.get(self.dtype.kind, self.dtype.name)
+        return f"{name}[{sides}]" if self.shape else name
+
+
+def slot_dtype(dtype: np.dtype[Any]) -> bool:
+    """Say whether values of ``dtype`` are plain bytes that may live in a reused buffer."""
+    return not dtype.hasobject and dtype.kind != "T" and dtype.itemsize > 0
+
+
+def as_leaf(value: Any, where: str) -> npt.NDArray[Any]:
+    """Return ``value`` as an array without copying where possible.
+
+    Takes arrays, Python and NumPy scalars, lists, and whatever has ``__array__`` (tensors
+    of any framework, images). ``where`` begins the message of the :class:`SchemaError` that
+    is raised for ``None``, ragged lists and Python objects.
+    """
+    if type(value) is np.ndarray and value.dtype.kind != "O":
+        return value
+    if value is None:
+        raise SchemaError(f"{where} is None. Return a value, or leave the leaf out with drop()")
+    if isinstance(value, np.ma.MaskedArray):
+        raise SchemaError(f"{where} is a masked array, whose mask would be lost. Fill it first: array.filled(value)")
+    try:
+        array = np.asarray(value)
+    except Exception as exc:
+        raise SchemaError(
+            f"{where} is a {type(value).__name__} that NumPy cannot take as an array: {exc}. "
+            "Convert it to an array of one shape and dtype in a map() before batch()"
+        ) from exc
+    if array.dtype.kind == "O":
+        flat = array.ravel()
+        if flat.size and all(type(item) is str for item in flat):
+            return array.astype("U")
+        if flat.size and all(type(item) is bytes for item in flat):
+            return array.astype("S")
+        raise SchemaError(
+            f"{where} is a {type(value).__name__} of Python objects. "
+            "Convert it to numbers, booleans, strings or bytes of one dtype in a map() before batch()"
+        )
+    return array
+
+
+def spec_of(array: npt.NDArray[Any]) -> LeafSpec:
+    """Return the spec of one value; strings lose their length, which varies from row to row."""
+    dtype = array.dtype
+    return LeafSpec(np.dtype(dtype.kind) if dtype.kind in "US" else dtype.newbyteorder("="), array.shape)
+
+
+def spec_tree(row: Tree) -> Tree:
+    """Return the schema of a row or batch that is at hand."""
+    return tree_.map_leaves(lambda leaf: spec_of(as_leaf(leaf, "a leaf")), row)
+
+
+def batched(row_schema: Tree, rows: int | None) -> Tree:
+    """Return the schema of a batch of ``rows`` rows (``None``: the number varies)."""
+    return tree_.map_leaves(lambda spec: LeafSpec(spec.dtype, (rows, *spec.shape)), row_schema)
+
+
+def describe(schema: Tree) -> str:
+    """Return a schema in one readable line.
+
+    >>> describe({"x": LeafSpec(np.dtype("float32"), (3,)), "y": LeafSpec(np.dtype("int64"), ())})
+    '{x: float32[3], y: int64}'
+    """
+    if isinstance(schema, LeafSpec):
+        return repr(schema)
+    if isinstance(schema, dict):
+        return "{" + ", ".join(f"{key}: {describe(value)}" for key, value in schema.items()) + "}"
+    return "(" + ", ".join(describe(value) for value in schema) + ")"

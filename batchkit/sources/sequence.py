@@ -1,0 +1,104 @@
+"""Anything with ``__len__`` and ``__getitem__``: a list, a torch Dataset, a Grain source."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from batchkit import tree as tree_
+from batchkit.errors import PipelineTypeError, SchemaError, SourceError
+from batchkit.schema import spec_tree
+from batchkit.sources.stacking import normalise_row, stack_rows
+from batchkit.tree import Tree
+
+__all__ = ["SequenceSource"]
+
+
+class SequenceSource:
+    """Rows from an object with ``__len__`` and ``__getitem__`` (``__getitems__`` is used where there is one).
+
+    A row is any nesting of scalars, strings and arrays (of any framework). Reading the
+    schema reads row 0.
+    """
+
+    kind = "sequence"
+
+    def __init__(self, sequence: Any) -> None:
+        if not (hasattr(sequence, "__len__") and hasattr(sequence, "__getitem__")):
+            raise PipelineTypeError(
+                f"from_sequence() needs an object with __len__ and __getitem__, not a {type(sequence).__name__}. "
+                "For something that can only be iterated over, use from_generator()"
+            )
+        if isinstance(sequence, (dict, str, bytes)):
+            raise PipelineTypeError(
+                f"from_sequence() needs one row an index, and a {type(sequence).__name__} is not that. "
+                "For a dict of columns, use from_arrays()"
+            )
+        self.sequence = sequence
+        self._length = len(sequence)
+        self._schema: Tree | None = None
+
+    @property
+    def schema(self) -> Tree:
+        """The schema of row 0.
+
+        Raises:
+            SchemaError: there is no row 0.
+        """
+        if self._schema is None:
+            if not self._length:
+                raise SchemaError("the sequence is empty, so that its rows have no known schema. Give it a row")
+            self._schema = spec_tree(self.read(np.zeros(1, np.int64))[0])
+        return self._schema
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return self._length
+
+    def fingerprint(self) -> str:
+        """Return the type and length, and what the object says of itself; no row is read."""
+        own = getattr(self.sequence, "_fingerprint", None)  # Hugging Face datasets
+        kind = type(self.sequence)
+        return f"{kind.__module__}.{kind.__qualname__}:{self._length}" + (f":{own}" if isinstance(own, str) else "")
+
+    def read(self, rows: npt.NDArray[np.int64]) -> list[Tree]:
+        """Return one tree of arrays a row."""
+        numbers = rows.tolist()
+        many = getattr(self.sequence, "__getitems__", None)
+        if many is not None:
+            try:
+                items = list(many(numbers))
+            except Exception as exc:
+                raise SourceError(f"reading rows {numbers} of the sequence failed: {_cause(exc)}") from exc
+            if len(items) != len(numbers):
+                raise SourceError(f"__getitems__ of the sequence gave {len(items)} rows for {len(numbers)} numbers")
+        else:
+            items = [self._item(number) for number in numbers]
+        return [normalise_row(item, f"row {number}") for item, number in zip(items, numbers, strict=True)]
+
+    def _item(self, number: int) -> Any:
+        try:
+            return self.sequence[number]
+        except Exception as exc:
+            raise SourceError(f"reading row {number} of the sequence failed: {_cause(exc)}") from exc
+
+    def gather(self, rows: npt.NDArray[np.int64], out: Tree | None = None) -> Tree:
+        """Return the rows stacked into columns."""
+        if not len(rows):
+            return out if out is not None else tree_.map_leaves(_empty, self.schema)
+        columns = stack_rows(self.read(rows), rows)
+        if out is None:
+            return columns
+        for column, place in zip(tree_.flatten(columns)[0], tree_.flatten(out)[0], strict=True):
+            place[...] = column
+        return out
+
+
+def _empty(spec: Any) -> npt.NDArray[Any]:
+    return np.empty((0, *spec.shape), spec.dtype)
+
+
+def _cause(exc: BaseException) -> str:
+    return f"{type(exc).__name__}: {exc}"

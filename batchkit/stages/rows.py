@@ -1,0 +1,77 @@
+"""Stages that call a user's function."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from batchkit.errors import PipelineError, PipelineTypeError
+from batchkit.functions import describe_function, exportable_name, resolve_function
+from batchkit.stages.stage import Stage, at_least
+
+__all__ = ["RANDOM_MAP", "FunctionStage", "Map", "RandomMap"]
+
+RANDOM_MAP = 2
+"""The first word of a random map's key; shuffles have another."""
+
+
+@dataclass(frozen=True)
+class FunctionStage(Stage):
+    """A stage with a user's function ``fn`` (or its name ``"module:name"``) and keyword arguments for it."""
+
+    fn: Callable[..., Any]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.fn, str):
+            object.__setattr__(self, "fn", resolve_function(self.fn, f"{self.verb}(fn)"))
+        if not callable(self.fn):
+            raise PipelineTypeError(
+                f"{self.verb}(fn) must be a function or its name 'module:name', not a {type(self.fn).__name__}"
+            )
+        if not isinstance(self.kwargs, Mapping) or not all(isinstance(key, str) for key in self.kwargs):
+            raise PipelineTypeError(f"{self.verb}(kwargs) must map names to values, not {self.kwargs!r}")
+
+    @property
+    def label(self) -> str:
+        given = "".join(f", {name}={value!r}" for name, value in self._options().items())
+        return f"{self.verb}({describe_function(self.fn)}{given})"
+
+    def _options(self) -> dict[str, Any]:
+        return dict(self.kwargs)
+
+    def arguments(self) -> dict[str, Any]:
+        given: dict[str, Any] = {"fn": exportable_name(self.fn, f"the function of {self.verb}()")}
+        for option in dataclasses.fields(self):
+            value = getattr(self, option.name)
+            if option.name not in ("fn", "kwargs") and value != option.default:
+                given[option.name] = value
+        if self.kwargs:
+            given["kwargs"] = dict(self.kwargs)
+        return given
+
+
+@dataclass(frozen=True)
+class Map(FunctionStage):
+    """``fn(row) -> row`` before a batch stage, ``fn(columns) -> columns`` behind one."""
+
+    verb: ClassVar[str] = "map"
+
+
+@dataclass(frozen=True)
+class RandomMap(FunctionStage):
+    """``fn(row, rng) -> row`` before a batch stage, ``fn(columns, rng) -> columns`` behind one."""
+
+    verb: ClassVar[str] = "random_map"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self.seed, "random_map(seed)", 0)
+        if "rng" in self.kwargs:
+            raise PipelineError("random_map() passes rng itself, as the second argument; give the keyword another name")
+
+    def _options(self) -> dict[str, Any]:
+        return {"seed": self.seed, **self.kwargs} if self.seed else dict(self.kwargs)

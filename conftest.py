@@ -1,0 +1,38 @@
+"""Settings of every test run: what is left out, and how hypothesis searches."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+from hypothesis import settings
+
+FRAMEWORKS = ("torch", "tensorflow", "jax")
+ROOT = Path(__file__).parent
+
+# TensorFlow and JAX are asked to say less, and to look for no accelerator.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+# A deadline would measure how busy the machine is. Under CI the examples are the same every time.
+settings.register_profile("batchkit", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("batchkit")
+
+
+def missing() -> list[str]:
+    """Return the frameworks that are not installed here."""
+    return [name for name in FRAMEWORKS if find_spec(name) is None]
+
+
+def pytest_report_header() -> str:
+    """Name what is left out, so that a green run does not say more than it shows."""
+    names = missing()
+    return f"left out with their plugins, because they are not installed: {', '.join(names)}" if names else ""
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Leave out the plugin of a framework that is not installed."""
+    if any(collection_path.is_relative_to(ROOT / "plugins" / f"batchkit-{name}") for name in missing()):
+        return True
+    return None

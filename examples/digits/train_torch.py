@@ -1,0 +1,28 @@
+"""The digits with PyTorch: a module, an optimiser, a loop over the loader's tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+import batchkit as bk
+from journal import Journal
+
+
+def train(train: bk.Loader, test: bk.Loader, journal: Journal) -> float:
+    """Train a small classifier; return its accuracy on the test set."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in journal.progress():
+        losses = []
+        for batch in journal.watch(train):
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(batch["image"]), batch["label"])
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        journal.losses.append(torch.stack(losses).mean().item())
+    with torch.inference_mode():
+        hits = torch.cat([model(batch["image"]).argmax(dim=1) == batch["label"] for batch in test])
+    return hits.float().mean().item()

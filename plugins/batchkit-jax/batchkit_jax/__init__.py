@@ -1,0 +1,1 @@
+"""batchkit for JAX. Importing this does nothing; :mod:`batchkit_jax.backend` imports JAX."""

@@ -1,0 +1,92 @@
+"""The backend itself: a host batch becomes torch tensors on a device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from batchkit import tree as tree_
+from batchkit.backends import aligned_empty
+from batchkit.tree import Tree
+
+from batchkit_torch import devices, dtypes
+from batchkit_torch.dataset import TorchDataset
+
+__all__ = ["TorchBackend"]
+
+_ALIAS = torch.from_numpy
+
+
+class TorchBackend:
+    """Batches are torch tensors; on the CPU they share the host batch's memory.
+
+    On another device they are copies, complete when :meth:`put` returns, so that the host
+    memory may be reused at once. ``allocate`` gives page-locked memory after a CUDA device
+    was chosen, which the copy is faster from.
+    """
+
+    name = "torch"
+    alignment = 1
+
+    def __init__(self) -> None:
+        self._device = torch.device("cpu")
+
+    def host_dtype(self, dtype: np.dtype[Any], leaf: str) -> np.dtype[Any]:
+        """Return ``dtype`` where torch has it; on Apple's MPS, 64-bit floats become 32-bit ones.
+
+        Raises:
+            BackendError: torch has nothing for it (strings, dates, structs, ...).
+        """
+        return dtypes.host_dtype(dtype, leaf, self._device.type)
+
+    def device(self, device: Any) -> torch.device:
+        """Return the device for ``None`` (torch's default), a name such as ``"cuda:1"``, or a ``torch.device``.
+
+        Raises:
+            BackendError: there is no such device here; lists those that there are.
+        """
+        self._device = devices.resolve(device)
+        return self._device
+
+    def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        """Return host memory for one column: page-locked for CUDA, else aligned to a cache line."""
+        if self._device.type != "cuda":
+            return aligned_empty(shape, dtype)
+        nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        raw: npt.NDArray[Any] = torch.empty(nbytes, dtype=torch.uint8, pin_memory=True).numpy()
+        return np.ndarray(shape, dtype, raw)
+
+    def put(self, batch: Tree, device: torch.device) -> Tree:
+        """Return the same nesting of tensors on ``device``, bit for bit; on the CPU nothing is copied.
+
+        A column that may not be written to is copied, since torch would write to it.
+        """
+        on_host = device.type == "cpu"
+        if on_host and type(batch) is dict:
+            # One call a leaf: several times faster than a walk over the nesting.
+            try:
+                return {name: _ALIAS(column) if column.flags.writeable else _tensor(column) for name, column in batch.items()}
+            except (TypeError, AttributeError):
+                pass  # A leaf with leaves of its own, or a dtype that takes a detour.
+        leaves, nesting = tree_.flatten(batch)
+        tensors = [_tensor(leaf) for leaf in leaves]
+        if not on_host:
+            # Blocking: the core may fill the host memory anew as soon as nothing refers to it.
+            tensors = [tensor.to(device) for tensor in tensors]
+        return tree_.unflatten(nesting, tensors)
+
+    def as_dataset(self, loader: Any) -> TorchDataset:
+        """Return a ``torch.utils.data.IterableDataset`` of the batches of ``loader``."""
+        return TorchDataset(loader)
+
+
+def _tensor(column: npt.NDArray[Any]) -> torch.Tensor:
+    if not column.flags.writeable:
+        column = column.copy()
+    detour = dtypes.reinterpreted(column.dtype)
+    if detour is None:
+        return torch.from_numpy(column)
+    integers, dtype = detour
+    return torch.from_numpy(column.view(integers)).view(dtype)
