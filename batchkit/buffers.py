@@ -12,6 +12,7 @@ import sys
 import threading
 import warnings
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ import numpy.typing as npt
 from batchkit.backends import Backend
 from batchkit.casting import DoesNotFitError, cast_into, cast_mend
 from batchkit.errors import BackendError, NarrowingError, NarrowingWarning
-from batchkit.schema import slot_dtype
+from batchkit.schema import native, slot_dtype
 from batchkit.tree import leaf_label
 
 __all__ = ["NARROW", "Slots"]
@@ -60,8 +61,8 @@ class _Ring:
                 self._trim()
             columns = self._columns
             for _ in range(min(len(columns), _LOOKED_AT)):
-                entry = columns[0]
-                columns.rotate(-1)
+                entry = columns.popleft()
+                columns.append(entry)
                 references = _references(entry)
                 if references == self._baseline:
                     return entry[1][:rows]
@@ -100,23 +101,26 @@ class Slots:
         self.backend = backend
         self.alignment = backend.alignment
         self.narrow = narrow
-        self._rings: dict[tuple[Any, ...], _Ring] = {}
+        self.prepared: dict[Any, Any] = {}
+        self._lessors: dict[tuple[Any, ...], Callable[[int], npt.NDArray[Any]]] = {}
         self._host_dtypes: dict[tuple[str, np.dtype[Any]], np.dtype[Any]] = {}
         self._lock = threading.Lock()
 
-    def ring(self, key: Any, dtype: np.dtype[Any], row_shape: tuple[int, ...]) -> _Ring:
-        """Return what leases columns of one kind; worth keeping where the kind never changes."""
-        ring = self._rings.get((key, dtype, row_shape))
-        if ring is None:
+    def lessor(
+        self, key: Any, dtype: np.dtype[Any], row_shape: tuple[int, ...]
+    ) -> Callable[[int], npt.NDArray[Any]]:
+        """Return what leases columns of so many rows; recycled where values are plain bytes of one size."""
+        lessor = self._lessors.get((key, dtype, row_shape))
+        if lessor is None:
+            if dtype.kind in "US" or not slot_dtype(dtype):
+                return lambda rows: np.empty((rows, *row_shape), dtype)
             with self._lock:
-                ring = self._rings.setdefault((key, dtype, row_shape), _Ring(self.backend, dtype, row_shape))
-        return ring
+                lessor = self._lessors.setdefault((key, dtype, row_shape), _Ring(self.backend, dtype, row_shape).lease)
+        return lessor
 
     def column(self, key: Any, rows: int, dtype: np.dtype[Any], row_shape: tuple[int, ...]) -> npt.NDArray[Any]:
-        """Return memory for ``rows`` rows; recycled where values of the dtype are plain bytes of one size."""
-        if dtype.kind in "US" or not slot_dtype(dtype):
-            return np.empty((rows, *row_shape), dtype)
-        return self.ring(key, dtype, row_shape).lease(rows)
+        """Lease one column."""
+        return self.lessor(key, dtype, row_shape)(rows)
 
     def host_dtype(self, leaf: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
         """Return the dtype that the backend wants for a leaf.
@@ -170,7 +174,7 @@ class Slots:
     def ready(self, leaf: str, column: npt.NDArray[Any], key: Any) -> npt.NDArray[Any]:
         """Return ``column`` if it can be handed over as it is, else a copy of it in a slot."""
         dtype = column.dtype
-        host = self.host_dtype(leaf, dtype if dtype.isnative else dtype.newbyteorder("="))
+        host = self.host_dtype(leaf, native(dtype))
         flags = column.flags
         if (
             dtype == host
@@ -184,7 +188,7 @@ class Slots:
             out = self.backend.allocate((), host)
         else:
             out = self.column(key, len(column), host, column.shape[1:])
-        if host == dtype or not dtype.isnative and host == dtype.newbyteorder("="):
+        if host == native(dtype):
             out[...] = column
         else:
             self.narrow_into(leaf, column, out)

@@ -90,6 +90,7 @@ class Loader:
         self._iterators: weakref.WeakSet[BatchIterator] = weakref.WeakSet()
         self._schema: Tree = None
         self._seen: _Seen | None = None
+        self._known_fingerprint: dict[str, Any] | None = None
         self._closed = False
         self.statistics = Statistics()
         if not self.plan.by_row and not self.plan.has_functions:
@@ -226,7 +227,9 @@ class Loader:
         return {"version": STATE_VERSION, "epoch": epoch, "step": step, "pipeline": self._fingerprint()}
 
     def _fingerprint(self) -> dict[str, Any]:
-        return self.plan.fingerprint()
+        if self._known_fingerprint is None:
+            self._known_fingerprint = self.plan.fingerprint()
+        return {"source": self._known_fingerprint["source"], "stages": list(self._known_fingerprint["stages"])}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go to where ``state`` was taken: the next iteration goes on with the batch after it.
@@ -319,45 +322,40 @@ class BatchIterator(Iterator[Tree]):
             if self._done or self._closed:
                 return self._over()
             asked = time.perf_counter()
-            try:
-                host = next(self._run)
-                number = self._number
-                self._number = number + self._every
-                if self._checks:
-                    self._loader._check_alike(host, self._epoch, number)
-                batch = self._put(host, self._device)
-            except StopIteration:
-                return self._ended()
-            except Exception:
-                raise
-            except BaseException:  # Ctrl-C: where the run stands is unknown now
-                self.close()
-                raise
-            if self._follow:
-                self._loader._delivered(self, self._epoch, number + 1, ended=False)
+            batch = self._deliver()
             self._loader.statistics.add(time.perf_counter() - asked)
             return batch
+
+    def _deliver(self) -> Tree:
+        number = self._number
+        try:
+            host = next(self._run)
+            if self._checks:
+                self._loader._check_alike(host, self._epoch, number)
+            batch = self._put(host, self._device)
+        except StopIteration:
+            return self._ended()
+        except Exception:
+            self._number = number + self._every  # the next call goes on with the step after the one that failed
+            raise
+        except BaseException:  # Ctrl-C: where the run stands is unknown now
+            self.close()
+            raise
+        self._number = number + self._every
+        if self._follow:
+            self._loader._delivered(self, self._epoch, number + 1, ended=False)
+        return batch
 
     def _ended(self) -> Tree:
         if self._closed:
             return self._over()
-        resumed_at_end = self._follow and self._started > 0 and self._number == self._started
-        if resumed_at_end and not self._loader.plan.indexed:
+        self._run.close()
+        if self._follow and self._number == self._started > 0 and not self._loader.plan.indexed:
             # Only now is it known that the state was taken after a generator's last batch.
-            self._run.close()
             self._begin(self._epoch + 1, 0)
             self._loader._delivered(self, self._epoch, 0, ended=False)
-            try:
-                host = next(self._run)
-            except StopIteration:
-                pass
-            else:
-                self._number = 1
-                batch = self._put(host, self._device)
-                self._loader._delivered(self, self._epoch, 1, ended=False)
-                return batch
+            return self._deliver()
         self._done = True
-        self._run.close()
         if self._follow:
             self._loader._delivered(self, self._epoch, 0, ended=True)
         raise StopIteration

@@ -178,8 +178,8 @@ class Pipeline:
         lines = [f"{kind}: {size}{_shown(first, ' of ')}"]
         before = first
         for number, (stage, after) in enumerate(zip(self.stages, rest, strict=True)):
-            changed = _shown(after, " -> ") if after.schema != before.schema or after.problem else ""
-            lines.append(f"  {number} {stage.label}{'' if before.problem else changed}")
+            now = _shown(after, " -> ")
+            lines.append(f"  {number} {stage.label}{'' if before.problem or now == _shown(before, ' -> ') else now}")
             before = after
         return "\n".join(lines)
 

@@ -211,7 +211,7 @@ class Permutation:
             pieces.append(rows[: stop - low])
         return _read_only(np.concatenate(pieces))
 
-    def __call__(self, positions: I64) -> I64:
+    def __call__(self, positions: npt.NDArray[np.integer[Any]]) -> I64:
         """Return the rows at ``positions``, an integer array of any shape: a new int64 array of that shape.
 
         Raises :class:`IndexError` unless all lie in range(length).
@@ -717,7 +717,7 @@ class ScalarRandom(_Draws):
     A draw is a Python or NumPy scalar for ``size=()``, else an array of shape ``size``.
 
     >>> rng = ScalarRandom((0, 2), epoch=0, row=8)
-    >>> rng.random() == RowRandom((0, 2), 0, np.array([7, 8])).random()[1]
+    >>> bool(rng.random() == RowRandom((0, 2), 0, np.array([7, 8])).random()[1])
     True
     """
 

@@ -12,7 +12,7 @@ from batchkit import tree as tree_
 from batchkit.errors import SchemaError
 from batchkit.tree import Tree
 
-__all__ = ["LeafSpec", "as_leaf", "batched", "describe", "slot_dtype", "spec_of", "spec_tree"]
+__all__ = ["LeafSpec", "as_leaf", "batched", "describe", "native", "slot_dtype", "spec_of", "spec_tree"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,11 @@ class LeafSpec:
         sides = ", ".join("?" if side is None else str(side) for side in self.shape)
         name = {"U": "str", "S": "bytes", "T": "str"}.get(self.dtype.kind, self.dtype.name)
         return f"{name}[{sides}]" if self.shape else name
+
+
+def native(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return ``dtype`` in this machine's byte order."""
+    return dtype if dtype.isnative else dtype.newbyteorder("=")
 
 
 def slot_dtype(dtype: np.dtype[Any]) -> bool:
@@ -76,7 +81,7 @@ def as_leaf(value: Any, where: str) -> npt.NDArray[Any]:
 def spec_of(array: npt.NDArray[Any]) -> LeafSpec:
     """Return the spec of one value; strings lose their length, which varies from row to row."""
     dtype = array.dtype
-    return LeafSpec(np.dtype(dtype.kind) if dtype.kind in "US" else dtype.newbyteorder("="), array.shape)
+    return LeafSpec(np.dtype(dtype.kind) if dtype.kind in "US" else native(dtype), array.shape)
 
 
 def spec_tree(row: Tree) -> Tree:

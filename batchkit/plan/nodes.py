@@ -5,8 +5,8 @@ Each node asks the one before it; positions are mapped down to row numbers befor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +39,12 @@ __all__ = [
 class SlotPool(Protocol):
     """Where a node may write to; what :class:`batchkit.buffers.Slots` offers."""
 
-    def ring(self, key: Any, dtype: np.dtype[Any], row_shape: tuple[int, ...]) -> Any: ...
+    prepared: dict[Any, Any]
+    """What nodes keep with the pool."""
+
+    def lessor(
+        self, key: Any, dtype: np.dtype[Any], row_shape: tuple[int, ...]
+    ) -> Callable[[int], npt.NDArray[Any]]: ...
 
     def column(self, key: Any, rows: int, dtype: np.dtype[Any], row_shape: tuple[int, ...]) -> npt.NDArray[Any]: ...
 
@@ -70,6 +75,13 @@ class BatchesNode(Protocol):
         ...
 
 
+class _Memory(NamedTuple):
+    """Where a source's leaves go: what leases a column of so many rows, and which leaves are narrowed."""
+
+    leases: list[Callable[[int], npt.NDArray[Any]]]
+    narrowed: list[int]
+
+
 class SourceRows:
     """The source itself. Gathers into slots; narrows meanwhile if it is the last to touch the rows."""
 
@@ -97,18 +109,25 @@ class SourceRows:
             raise SourceError(f"{name}: reading rows {_few(ids)} failed: {type(exc).__name__}: {exc}") from exc
 
     def _gather(self, ids: npt.NDArray[np.int64], slots: SlotPool) -> list[npt.NDArray[Any]]:
-        columns, direct, narrowed = [], True, []
+        memory = slots.prepared.get(self) or self._prepare(slots)
+        rows = len(ids)
+        columns = [lease(rows) for lease in memory.leases]
+        if memory.narrowed:
+            self._fill_narrowed(ids, columns, memory.narrowed, slots)
+        else:
+            self._fill(ids, columns)
+        return columns
+
+    def _prepare(self, slots: SlotPool) -> _Memory:
+        """Look once for where each leaf is gathered to; a pool and a source never change their mind."""
+        leases, narrowed = [], []
         for index, (path, dtype, shape) in enumerate(self._specs):
             host = slots.host_dtype(path, dtype) if self._final else dtype
-            columns.append(slots.column(index, len(ids), host, shape))
-            if host is not dtype and host != dtype:
-                direct = False
+            leases.append(slots.lessor(index, host, shape))
+            if host != dtype:
                 narrowed.append(index)
-        if direct:
-            self._fill(ids, columns)
-        else:
-            self._fill_narrowed(ids, columns, narrowed, slots)
-        return columns
+        slots.prepared[self] = memory = _Memory(leases, narrowed)
+        return memory
 
     def _fill(self, ids: npt.NDArray[np.int64], columns: list[npt.NDArray[Any]]) -> None:
         if isinstance(self._source, ArraySource):
@@ -190,6 +209,8 @@ class CutRows:
     def read(self, number: int, epoch: int, shard: tuple[int, int], slots: SlotPool) -> Rows:
         start = number * self.size
         have = self.size if self.rows is None else min(self.size, self.rows - start)
+        if shard == (0, 1) and not self.pads:
+            return self._columns(self._before.read(range(start, start + have), epoch, slots))
         cut = self.size if self.pads else have
         rank, world = shard
         low, high = cut * rank // world, cut * (rank + 1) // world
@@ -238,10 +259,10 @@ class CalledBatches:
 class UncutRows:
     """Batches taken apart into rows: each batch that a row is asked of is computed whole."""
 
-    def __init__(self, before: BatchesNode, cut: CutRows) -> None:
+    def __init__(self, before: BatchesNode, cut: CutRows, reordered: bool) -> None:
         self._before, self._size = before, cut.size
-        whole = cut.pads or cut.rows is None or cut.rows % cut.size == 0
-        if not whole and before.length != cut.length:
+        whole = cut.pads or cut.drops or cut.rows is None or cut.rows % cut.size == 0
+        if not whole and reordered:
             raise PipelineError(
                 "unbatch() cannot number the rows: a smaller last batch was kept, and batches were reordered or repeated "
                 "behind it. Use batch(remainder='drop'), or shuffle and repeat before batch()"

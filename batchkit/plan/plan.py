@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -36,6 +36,15 @@ class Step(NamedTuple):
 
 class FreshMemory:
     """A slot pool that reuses nothing and narrows nothing: for a batch on its own."""
+
+    def __init__(self) -> None:
+        self.prepared: dict[Any, Any] = {}
+
+    def lessor(
+        self, key: Any, dtype: np.dtype[Any], row_shape: tuple[int, ...]
+    ) -> Callable[[int], npt.NDArray[Any]]:
+        """Return what makes new memory of one kind."""
+        return lambda rows: np.empty((rows, *row_shape), dtype)
 
     def column(self, key: Any, rows: int, dtype: np.dtype[Any], row_shape: tuple[int, ...]) -> npt.NDArray[Any]:
         """Return new memory."""
@@ -325,7 +334,7 @@ def _compile_indexed(pipeline: Pipeline, shard: tuple[int, int]) -> Plan:
     batches: Any = None
     cut: nodes.CutRows | None = None
     seen: list[Call] = []
-    ordinal = 0
+    ordinal, reordered = 0, False
     for number, stage in enumerate(pipeline.stages):
         if number in calls:
             seen.append(calls[number])
@@ -338,13 +347,13 @@ def _compile_indexed(pipeline: Pipeline, shard: tuple[int, int]) -> Plan:
             if batches is None:
                 rows = nodes.OrderedRows(rows, stage, ordinal)
             else:
-                batches = nodes.OrderedBatches(batches, stage, ordinal)
+                batches, reordered = nodes.OrderedBatches(batches, stage, ordinal), True
         elif isinstance(stage, st.Batch):
             batches = cut = nodes.CutRows(rows, stage, _where(seen))
-            seen = []
+            seen, reordered = [], False
         elif isinstance(stage, st.Unbatch):
             assert cut is not None
-            rows, batches = nodes.UncutRows(batches, cut), None
+            rows, batches = nodes.UncutRows(batches, cut, reordered), None
         else:
             raise PipelineError(f"stage {number} {stage.label} is of no kind that can be compiled: subclass ColumnStage")
         ordinal += isinstance(stage, (st.RandomMap, st.Shuffle))

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from batchkit import tree as tree_
 from batchkit.errors import SchemaError
-from batchkit.schema import LeafSpec, as_leaf
+from batchkit.schema import LeafSpec, as_leaf, native
 from batchkit.tree import Tree
 
 __all__ = ["ArraySource"]
@@ -62,7 +62,7 @@ class ArraySource:
     def schema(self) -> Tree:
         """The schema of one row."""
         return tree_.unflatten(
-            self.treedef, [LeafSpec(leaf.dtype.newbyteorder("="), leaf.shape[1:]) for leaf in self.leaves]
+            self.treedef, [LeafSpec(native(leaf.dtype), leaf.shape[1:]) for leaf in self.leaves]
         )
 
     def __len__(self) -> int:
@@ -74,21 +74,21 @@ class ArraySource:
         if self._fingerprint is None:
             digest = hashlib.blake2b(digest_size=8)
             for leaf, path in zip(self.leaves, self.paths, strict=True):
-                digest.update(f"{path}|{leaf.dtype.newbyteorder('=').str}|{leaf.shape}|".encode())
+                digest.update(f"{path}|{native(leaf.dtype).str}|{leaf.shape}|".encode())
                 if leaf.size:
                     row_bytes = max(leaf[:1].nbytes, 1)
                     rows = min(_SAMPLED_ROWS, len(leaf), max(_SAMPLED_BYTES // row_bytes, 2))
                     sample = leaf[np.linspace(0, len(leaf) - 1, rows).astype(np.int64)]
                     plain = not (sample.dtype.hasobject or sample.dtype.kind == "T")
-                    native = sample.astype(sample.dtype.newbyteorder("="))
-                    digest.update(native.tobytes() if plain else repr(sample.tolist()).encode())
+                    same = sample.astype(native(sample.dtype))  # whatever the machine's byte order
+                    digest.update(same.tobytes() if plain else repr(sample.tolist()).encode())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
     def gather(self, rows: npt.NDArray[np.int64], out: Tree | None = None) -> Tree:
         """Return the columns of ``rows``; at the memory's own speed if ``out`` is given."""
         if out is None:
-            columns = [np.empty((len(rows), *leaf.shape[1:]), leaf.dtype.newbyteorder("=")) for leaf in self.leaves]
+            columns = [np.empty((len(rows), *leaf.shape[1:]), native(leaf.dtype)) for leaf in self.leaves]
             self.gather_leaves(rows, columns)
             return tree_.unflatten(self.treedef, columns)
         self.gather_leaves(rows, self.treedef.flatten_up_to(out))
