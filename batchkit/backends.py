@@ -92,7 +92,9 @@ class NumpyBackend:
     def device(self, device: Any) -> None:
         """Accept ``None`` and ``"cpu"``: NumPy knows no other device."""
         if device not in (None, "cpu"):
-            raise BackendError(f"backend 'numpy' has no device {device!r}: leave device= out, or choose another backend")
+            raise BackendError(
+                f"backend 'numpy' has no device {device!r}: leave device= out, or choose another backend"
+            )
 
     def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         """Return memory aligned to a cache line."""

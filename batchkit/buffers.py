@@ -13,24 +13,38 @@ import threading
 import warnings
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from batchkit.backends import Backend
 from batchkit.casting import DoesNotFitError, cast_into, cast_mend
 from batchkit.errors import BackendError, NarrowingError, NarrowingWarning
 from batchkit.schema import native, slot_dtype
 from batchkit.tree import leaf_label
 
-__all__ = ["NARROW", "Slots"]
+__all__ = ["NARROW", "HostMemory", "Slots"]
 
 NARROW = ("checked", "error")
 """What ``Loader(narrow=)`` may be: narrow where every value fits, or refuse to narrow at all."""
 
 _LOOKED_AT = 16  # leases looked at before the pool grows: the oldest are the likeliest to be free
 _TRIM_EVERY = 256  # leases between two looks at whether the pool has become too large
+
+
+class HostMemory(Protocol):
+    """What slots need of a backend."""
+
+    name: str
+    alignment: int
+
+    def host_dtype(self, dtype: np.dtype[Any], leaf: str) -> np.dtype[Any]:
+        """Return the dtype that a column must have."""
+        ...
+
+    def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        """Return new memory for a column."""
+        ...
 
 
 def _references(entry: tuple[npt.NDArray[Any], npt.NDArray[Any]]) -> int:
@@ -42,7 +56,7 @@ class _Ring:
 
     __slots__ = ("_backend", "_baseline", "_capacity", "_columns", "_dtype", "_leases", "_lock", "_row_shape")
 
-    def __init__(self, backend: Backend, dtype: np.dtype[Any], row_shape: tuple[int, ...]) -> None:
+    def __init__(self, backend: HostMemory, dtype: np.dtype[Any], row_shape: tuple[int, ...]) -> None:
         self._backend, self._dtype, self._row_shape = backend, dtype, row_shape
         self._capacity = 0
         self._columns: deque[tuple[npt.NDArray[Any], npt.NDArray[Any]]] = deque()
@@ -97,7 +111,7 @@ class Slots:
     Safe to use from several threads.
     """
 
-    def __init__(self, backend: Backend, narrow: str = "checked") -> None:
+    def __init__(self, backend: HostMemory, narrow: str = "checked") -> None:
         self.backend = backend
         self.alignment = backend.alignment
         self.narrow = narrow
@@ -106,9 +120,7 @@ class Slots:
         self._host_dtypes: dict[tuple[str, np.dtype[Any]], np.dtype[Any]] = {}
         self._lock = threading.Lock()
 
-    def lessor(
-        self, key: Any, dtype: np.dtype[Any], row_shape: tuple[int, ...]
-    ) -> Callable[[int], npt.NDArray[Any]]:
+    def lessor(self, key: Any, dtype: np.dtype[Any], row_shape: tuple[int, ...]) -> Callable[[int], npt.NDArray[Any]]:
         """Return what leases columns of so many rows; recycled where values are plain bytes of one size."""
         lessor = self._lessors.get((key, dtype, row_shape))
         if lessor is None:
@@ -141,8 +153,8 @@ class Slots:
         name = self.backend.name
         if self.narrow == "error":
             raise NarrowingError(
-                f"backend {name!r} has no {dtype.name}: {leaf_label(leaf)} would become {host.name}, and narrow='error' "
-                f"forbids that. Add {cast_mend(leaf, host)}{self._widening()}"
+                f"backend {name!r} has no {dtype.name}: {leaf_label(leaf)} would become {host.name}, and "
+                f"narrow='error' forbids that. Add {cast_mend(leaf, host)}{self._widening()}"
             )
         if dtype.kind in "fc":
             warnings.warn(
@@ -181,7 +193,11 @@ class Slots:
             and flags.c_contiguous
             and flags.writeable
             and type(column) is np.ndarray
-            and (self.alignment == 1 or column.__array_interface__["data"][0] % self.alignment == 0 or not slot_dtype(dtype))
+            and (
+                self.alignment == 1
+                or column.__array_interface__["data"][0] % self.alignment == 0
+                or not slot_dtype(dtype)
+            )
         ):
             return column
         if column.ndim == 0:  # a value of the batch rather than of its rows: nothing worth recycling
@@ -193,4 +209,3 @@ class Slots:
         else:
             self.narrow_into(leaf, column, out)
         return out
-

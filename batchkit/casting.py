@@ -27,6 +27,7 @@ def parse_dtype(name: Any) -> np.dtype[Any]:
     Raises:
         PipelineError: there is no such dtype, or it is one of Python objects.
     """
+    dtype: np.dtype[Any]
     try:
         dtype = np.dtype(name)
     except TypeError as exc:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,18 +13,19 @@ import numpy as np
 from batchkit import tree as tree_
 from batchkit.backends import Backend
 from batchkit.buffers import NARROW, Slots
-from batchkit.errors import BackendError, PipelineError, SchemaError, StateError, WorkerError, nearest
+from batchkit.errors import BackendError, PipelineError, StateError, WorkerError, nearest
 from batchkit.executors import Executor
+from batchkit.likeness import Likeness
 from batchkit.pipeline import Pipeline
 from batchkit.plan import Plan, compile
 from batchkit.plugins import Plugins, installed
-from batchkit.schema import LeafSpec, spec_of
+from batchkit.report import Statistics
+from batchkit.schema import LeafSpec
 from batchkit.stages.stage import at_least
+from batchkit.state import STATE_VERSION, checked_cursor
 from batchkit.tree import Tree
 
 __all__ = ["BatchIterator", "Loader"]
-
-STATE_VERSION = 1
 
 
 class Loader:
@@ -74,7 +75,9 @@ class Loader:
             "plugins": plugins,
         }
         if narrow not in NARROW:
-            raise PipelineError(f"narrow must be 'checked' or 'error', not {narrow!r}{nearest(str(narrow), list(NARROW))}")
+            raise PipelineError(
+                f"narrow must be 'checked' or 'error', not {narrow!r}{nearest(str(narrow), list(NARROW))}"
+            )
         self.prefetch = at_least(prefetch, "prefetch", 0)
         self.plan: Plan = compile(pipeline, shard)
         known = plugins if isinstance(plugins, Plugins) else installed().with_local(plugins) if plugins else installed()
@@ -89,7 +92,7 @@ class Loader:
         self._current: weakref.ref[BatchIterator] | None = None
         self._iterators: weakref.WeakSet[BatchIterator] = weakref.WeakSet()
         self._schema: Tree = None
-        self._seen: _Seen | None = None
+        self._likeness: Likeness | None = None
         self._known_fingerprint: dict[str, Any] | None = None
         self._closed = False
         self.statistics = Statistics()
@@ -159,7 +162,8 @@ class Loader:
         return self.plan.steps_per_epoch
 
     def __repr__(self) -> str:
-        return f"<Loader backend={self.backend.name!r} executor={self.executor.name!r} shard={self.shard} epoch={self.epoch}>"
+        where = f"backend={self.backend.name!r} executor={self.executor.name!r}"
+        return f"<Loader {where} shard={self.shard} epoch={self.epoch}>"
 
     # -- iterating
 
@@ -204,14 +208,10 @@ class Loader:
             self._epoch, self._step, self._starts_here = (epoch + 1, 0, True) if ended else (epoch, step, False)
 
     def _check_alike(self, host: Tree, epoch: int, number: int) -> None:
-        """Compare a batch's structure, dtypes and row shapes with those of the first one delivered."""
-        leaves, treedef = tree_.flatten(host)
-        signature = tuple((leaf.dtype.kind if leaf.dtype.kind in "US" else leaf.dtype, leaf.shape[1:]) for leaf in leaves)
-        seen = self._seen
-        if seen is None:
-            self._seen = _Seen(treedef, signature, [spec_of(leaf) for leaf in leaves], (epoch, number))
-        elif seen.signature != signature or seen.treedef != treedef:
-            raise seen.differs(treedef, leaves, (epoch, number), self.plan)
+        if self._likeness is None:
+            self._likeness = Likeness(host, (epoch, number))
+        else:
+            self._likeness.check(host, (epoch, number), self.plan.last_function)
 
     # -- state
 
@@ -237,7 +237,7 @@ class Loader:
         Raises:
             StateError: the state is damaged, or of another pipeline or data set; names what differs.
         """
-        epoch, step = _checked_state(state, self._fingerprint())
+        epoch, step = checked_cursor(state, self._fingerprint())
         steps = self.plan.steps_per_epoch
         if steps is not None and step > steps:
             raise StateError(f"the state is at step {step}, but an epoch has {steps} batches: it is damaged")
@@ -264,7 +264,10 @@ class Loader:
 
     def report(self) -> str:
         """Return in a few lines what was loaded and how long the caller waited for it."""
-        return self.statistics.text(self)
+        return self.statistics.text(
+            f"by executor {self.executor.name!r} ({self.workers} workers, prefetch {self.prefetch}) "
+            f"for backend {self.backend.name!r}"
+        )
 
     def close(self) -> None:
         """End all iterations; no thread stays behind. May be called again."""
@@ -384,64 +387,6 @@ class _Work:
         return self.plan.compute(step, self.slots)
 
 
-class _Seen:
-    """What the first delivered batch looked like."""
-
-    def __init__(self, treedef: tree_.TreeDef, signature: Any, specs: list[LeafSpec], at: tuple[int, int]) -> None:
-        self.treedef, self.signature, self.specs, self.at = treedef, signature, specs, at
-
-    def differs(self, treedef: tree_.TreeDef, leaves: list[Any], at: tuple[int, int], plan: Plan) -> SchemaError:
-        """Return the error that says how a later batch differs."""
-        where = f"epoch {at[0]}, step {at[1]}"
-        first = f"in epoch {self.at[0]}, step {self.at[1]}"
-        after = plan.last_function()
-        if treedef != self.treedef:
-            now, then = (", ".join(tree_.paths(each)) for each in (treedef, self.treedef))
-            return SchemaError(
-                f"{where}: the batch has the leaves ({now}), but {first} it had ({then}){after}. "
-                "Return the same structure for every row and batch"
-            )
-        for path, leaf, spec in zip(tree_.paths(treedef), leaves, self.specs, strict=True):
-            now = spec_of(leaf)
-            if now.dtype != spec.dtype or now.shape[1:] != spec.shape[1:]:
-                break
-        one, two = LeafSpec(spec.dtype, spec.shape[1:]), LeafSpec(now.dtype, now.shape[1:])
-        mend = (
-            f"Return {spec.dtype.name}, or add .cast({path or 'leaf'}={spec.dtype.name!r})"
-            if now.shape[1:] == spec.shape[1:]
-            else "Bring all rows to one shape (pad or crop them) in a map() before batch()"
-        )
-        return SchemaError(f"{where}: {tree_.leaf_label(path)} is {two}, but {first} it was {one}{after}. {mend}")
-
-
-class Statistics:
-    """How many batches were delivered, and how long the callers waited for them."""
-
-    def __init__(self) -> None:
-        self.batches = 0
-        self.waited = 0.0
-        self.first: float | None = None
-        self.began = time.perf_counter()
-
-    def add(self, waited: float) -> None:
-        """Count one delivered batch."""
-        self.batches += 1
-        self.waited += waited
-        if self.first is None:
-            self.first = waited
-
-    def text(self, loader: Loader) -> str:
-        """Return the figures as a few lines."""
-        if not self.batches or self.first is None:
-            return "nothing was loaded yet"
-        return (
-            f"{self.batches} batches by executor {loader.executor.name!r} ({loader.workers} workers, prefetch "
-            f"{loader.prefetch}) for backend {loader.backend.name!r}\n"
-            f"first batch after {self.first * 1e3:.1f} ms; waited for data {self.waited:.3f} s in all, "
-            f"{self.waited / self.batches * 1e6:.0f} µs a batch"
-        )
-
-
 def _checked_backend(backend: Any) -> Backend:
     if isinstance(backend, type) or not isinstance(backend, Backend):
         parts = ("name", "alignment", "host_dtype", "device", "allocate", "put", "as_dataset")
@@ -456,38 +401,3 @@ def _checked_executor(executor: Any) -> Executor:
     if isinstance(executor, type) or not isinstance(executor, Executor):
         raise PipelineError(f"executor must be a name such as 'threads' or an Executor object, not {executor!r}")
     return executor
-
-
-def _checked_state(state: Any, fingerprint: dict[str, Any]) -> tuple[int, int]:
-    if not isinstance(state, Mapping):
-        raise StateError(f"a state is a dict from state_dict(), not a {type(state).__name__}")
-    lacking = [key for key in ("version", "epoch", "step", "pipeline") if key not in state]
-    if lacking:
-        raise StateError(f"the state lacks {', '.join(lacking)}: it is damaged, or not from state_dict()")
-    if state["version"] != STATE_VERSION:
-        raise StateError(f"the state has version {state['version']!r}, and this batchkit reads {STATE_VERSION}")
-    for key in ("epoch", "step"):
-        if type(state[key]) is not int or state[key] < 0:
-            raise StateError(f"the state's {key} is {state[key]!r}, not a whole number of at least 0: it is damaged")
-    theirs = state["pipeline"]
-    if not isinstance(theirs, Mapping) or not isinstance(theirs.get("stages"), Iterable):
-        raise StateError("the state's pipeline is damaged: it should hold 'source' and 'stages'")
-    _check_same(theirs, fingerprint)
-    return state["epoch"], state["step"]
-
-
-def _check_same(theirs: Mapping[str, Any], ours: dict[str, Any]) -> None:
-    then, now = list(theirs["stages"]), ours["stages"]
-    for number in range(max(len(then), len(now))):
-        one = then[number] if number < len(then) else "nothing"
-        two = now[number] if number < len(now) else "nothing"
-        if one != two:
-            raise StateError(
-                f"the state is of another pipeline: its stage {number} is {one}, and here it is {two}. "
-                "Load it with the pipeline it was taken from"
-            )
-    if theirs.get("source") != ours["source"]:
-        raise StateError(
-            f"the state is of another data set: its fingerprint is {theirs.get('source')}, and here it is {ours['source']}. "
-            "The rows, their number or dtypes changed since"
-        )

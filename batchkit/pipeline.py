@@ -255,12 +255,16 @@ class _BuiltIn:
 
     def source(self, kind: str) -> Callable[..., Any]:
         if kind not in SOURCES:
-            raise UnknownNameError(f"no source kind {kind!r}{nearest(str(kind), list(SOURCES))} (there are: {', '.join(SOURCES)})")
+            raise UnknownNameError(
+                f"no source kind {kind!r}{nearest(str(kind), list(SOURCES))} (there are: {', '.join(SOURCES)})"
+            )
         return SOURCES[kind]
 
     def stage(self, verb: str) -> type[Stage]:
         if verb not in st.STAGES:
-            raise UnknownNameError(f"no stage {verb!r}{nearest(str(verb), list(st.STAGES))} (there are: {', '.join(st.STAGES)})")
+            raise UnknownNameError(
+                f"no stage {verb!r}{nearest(str(verb), list(st.STAGES))} (there are: {', '.join(st.STAGES)})"
+            )
         return st.STAGES[verb]
 
 
@@ -323,5 +327,7 @@ def from_source(source: Any) -> Pipeline:
     """
     lacking = [name for name in ("schema", "__len__", "fingerprint", "gather") if not hasattr(type(source), name)]
     if lacking and not isinstance(source, Source):
-        raise PipelineTypeError(f"from_source(): {type(source).__name__} lacks {', '.join(lacking)} of the Source protocol")
+        raise PipelineTypeError(
+            f"from_source(): {type(source).__name__} lacks {', '.join(lacking)} of the Source protocol"
+        )
     return Pipeline(source)

@@ -7,6 +7,7 @@ A list is a leaf: it is an array written out (``{"x": [1, 2, 3]}`` has one leaf,
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -52,13 +53,15 @@ def map_leaves(function: Callable[[Any], Any], tree: Tree) -> Tree:
     return optree.tree_map(function, tree, is_leaf=_is_leaf, none_is_leaf=True)
 
 
-def paths(treedef: TreeDef) -> list[str]:
+@functools.lru_cache(maxsize=256)
+def paths(treedef: TreeDef) -> tuple[str, ...]:
     """Return a readable path for every leaf, in the order of :func:`flatten`.
 
     >>> paths(flatten({"image": 0, "meta": (1, 2)})[1])
-    ['image', 'meta/0', 'meta/1']
+    ('image', 'meta/0', 'meta/1')
     """
-    return ["/".join(str(getattr(step, "field", step.entry)) for step in accessor) for accessor in treedef.accessors()]
+    accessors = treedef.accessors()
+    return tuple("/".join(str(getattr(step, "field", step.entry)) for step in accessor) for accessor in accessors)
 
 
 def leaf_label(path: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ class Narrow(bk.NumpyBackend):
     name = "narrow"
     alignment = 64
     widening = "switch on 64 bits"
-    NARROWER = {"int64": "int32", "uint64": "uint32", "float64": "float32", "complex128": "complex64"}
+    NARROWER: ClassVar = {"int64": "int32", "uint64": "uint32", "float64": "float32", "complex128": "complex64"}
 
     def host_dtype(self, dtype: np.dtype[Any], leaf: str) -> np.dtype[Any]:
         return np.dtype(self.NARROWER.get(dtype.name, dtype))
@@ -86,7 +86,8 @@ def test_a_smaller_batch_uses_the_front_of_a_column() -> None:
     slots = Slots(bk.NumpyBackend())
     where = address(slots.column("x", 10, FLOAT, (3,)))
     small = slots.column("x", 4, FLOAT, (3,))
-    assert small.shape == (4, 3) and address(small) == where
+    assert small.shape == (4, 3)
+    assert address(small) == where
 
 
 def test_several_threads_never_lease_the_same_column() -> None:
@@ -111,7 +112,7 @@ def test_a_backend_whose_memory_loses_references_is_an_error_not_a_wrong_batch()
     slots = Slots(bk.NumpyBackend())
     slots.column("x", 4, FLOAT, ())
     slots.lessor("x", FLOAT, ()).__self__._baseline += 1  # type: ignore[attr-defined]
-    with pytest.raises(bk.BackendError, match="a host slot has . references, fewer than"):
+    with pytest.raises(bk.BackendError, match=r"a host slot has . references, fewer than"):
         slots.column("x", 4, FLOAT, ())
 
 
@@ -151,7 +152,9 @@ def test_kept_batches_never_change_while_the_loader_runs_ahead(kind: str, execut
         if backend.name == "narrow" and wanted.dtype == np.float64:
             wanted = wanted.astype(np.float32)
         np.testing.assert_array_equal(batch["x"], wanted)
-        assert batch["x"].dtype.isnative and batch["x"].flags.c_contiguous and batch["x"].flags.writeable
+        assert batch["x"].dtype.isnative
+        assert batch["x"].flags.c_contiguous
+        assert batch["x"].flags.writeable
 
 
 def test_changing_a_batch_never_changes_the_source() -> None:
@@ -184,6 +187,62 @@ def test_a_generator_that_reuses_its_array_gives_batches_that_stay(executor: str
     with bk.Loader(bk.from_generator(same_array).batch(5), executor=executor, workers=3) as loader:
         rows = np.concatenate([batch["x"] for batch in loader])
     assert rows[:, 0].tolist() == list(range(20))
+
+
+TABLE = np.arange(100.0)
+KEPT: list[Any] = []
+
+
+def returns_a_view_of_a_table(batch: Any) -> Any:
+    return {"x": TABLE[3 : 3 + len(batch["x"])]}
+
+
+def returns_what_it_keeps(batch: Any) -> Any:
+    KEPT.append(batch["x"] * 1.0)
+    return {"x": KEPT[-1]}
+
+
+def test_arrays_that_a_function_shares_are_copied() -> None:
+    for function in (returns_a_view_of_a_table, returns_what_it_keeps):
+        with bk.Loader(bk.from_arrays({"x": np.arange(8)}).batch(4).map(function)) as loader:
+            for batch in loader:
+                batch["x"][:] = -1
+    np.testing.assert_array_equal(TABLE, np.arange(100.0))
+    assert [kept.tolist() for kept in KEPT] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def test_a_function_that_fills_one_buffer_again_and_again_gives_batches_that_stay() -> None:
+    buffer = np.empty(4)
+
+    def fill(batch: Any) -> Any:
+        np.multiply(batch["x"], 2.0, out=buffer)
+        return {"x": buffer}
+
+    with bk.Loader(bk.from_arrays({"x": np.arange(20)}).batch(4).map(fill), executor="inline") as loader:
+        kept = [batch["x"] for batch in loader]
+    np.testing.assert_array_equal(np.concatenate(kept), np.arange(20) * 2.0)
+
+
+@pytest.mark.parametrize(
+    "fresh",
+    [
+        lambda b: {"x": b["x"] * 2},
+        lambda b: {"x": (b["x"] * 2).reshape(-1, 1)},
+        lambda b: {"x": np.stack([b["x"], b["x"]], axis=1)[:, 0].copy()},
+        lambda b: b,
+        lambda b: {"x": b["x"], "y": b["x"][:, None]},
+    ],
+)
+def test_what_belongs_to_the_batch_alone_is_not_copied(fresh: Any) -> None:
+    made: list[int] = []
+
+    def noted(batch: Any) -> Any:
+        result = fresh(batch)
+        made.extend(address(leaf) for leaf in result.values())
+        return result
+
+    (batch,) = bk.Loader(bk.from_arrays({"x": np.arange(4.0)}).batch(4).map(noted), executor="inline")
+    assert [address(leaf) for leaf in batch.values()] == made
 
 
 # -- narrowing
@@ -222,8 +281,8 @@ def test_an_integer_that_does_not_fit_names_leaf_value_and_mends(dtype: str, val
 def test_floats_are_narrowed_with_one_warning_and_listed() -> None:
     with pytest.warns(bk.NarrowingWarning, match="leaf 'x' becomes float32 and loses precision") as caught:
         loader = narrowed({"x": np.arange(12.0) / 3, "label": np.arange(12)})
-        batches = list(loader)
     assert len(caught) == 1
+    batches = list(loader)  # warnings are errors: a second one would be noticed
     np.testing.assert_array_equal(batches[0]["x"], (np.arange(4.0) / 3).astype(np.float32))
     assert {path: (str(one), str(two)) for path, (one, two) in loader.narrowing.items()} == {
         "x": ("float64", "float32"),
@@ -266,7 +325,8 @@ def test_what_functions_return_is_narrowed_and_aligned_too() -> None:
         return {"x": unaligned, "f": np.arange(5, dtype=np.float32)[1:][::-1]}
 
     (batch,) = bk.Loader(bk.from_arrays({"x": np.arange(4)}).batch(4).map(offset), Narrow())
-    assert batch["x"].dtype == np.int32 and batch["x"].tolist() == [0, 1, 2, 3]
+    assert batch["x"].dtype == np.int32
+    assert batch["x"].tolist() == [0, 1, 2, 3]
     assert batch["f"].tolist() == [4, 3, 2, 1]
     assert address(batch["x"]) % 64 == address(batch["f"]) % 64 == 0
 

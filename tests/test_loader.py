@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
+import operator
 import signal
 import subprocess
 import sys
@@ -113,7 +115,8 @@ def test_an_endless_pipeline_goes_on_and_reshuffles_each_pass(executor: str) -> 
 def test_a_take_of_endless_rows_is_another_one_every_epoch() -> None:
     with bk.Loader(numbers(10).shuffle(0).repeat().take(10).batch(10)) as loader:
         first, second = values(loader), values(loader)
-    assert sorted(first[0]) == sorted(second[0]) and first != second
+    assert sorted(first[0]) == sorted(second[0])
+    assert first != second
 
 
 # -- state
@@ -181,7 +184,8 @@ def test_taking_a_state_starts_nothing() -> None:
     with bk.Loader(bk.from_generator(rows).batch(1)) as loader:
         loader.state_dict()
         loader.load_state_dict(loader.state_dict())
-    assert calls == [] and workers_alive() == []
+    assert calls == []
+    assert workers_alive() == []
 
 
 def test_a_run_goes_on_with_other_workers_executors_and_world_sizes() -> None:
@@ -197,7 +201,7 @@ def test_a_run_goes_on_with_other_workers_executors_and_world_sizes() -> None:
         with bk.Loader(pipe, executor="threads", workers=1 + rank, shard=(rank, 3)) as other:
             other.load_state_dict(state)
             parts.append(values(other))
-    assert [sum((part[step] for part in parts), []) for step in range(4)] == whole[1:]
+    assert [functools.reduce(operator.iadd, (part[step] for part in parts), []) for step in range(4)] == whole[1:]
 
 
 def damaged(state: dict[str, Any]) -> list[tuple[Any, str]]:
@@ -426,11 +430,11 @@ def test_a_functions_error_names_step_stage_and_row_and_the_next_step_goes_on(ex
         assert message.startswith("epoch 0, step 2: stage 0 map(")
         assert message.endswith("fails_at_seven) failed on row 7: RuntimeError: seven is bad")
         assert isinstance(caught.value.__cause__, RuntimeError)
-        names = [frame.name for frame in caught.traceback]
         cause = caught.value.__cause__.__traceback__
         while cause is not None and cause.tb_next is not None:
             cause = cause.tb_next
-        assert cause is not None and cause.tb_frame.f_code.co_name == "fails_at_seven", names
+        assert cause is not None
+        assert cause.tb_frame.f_code.co_name == "fails_at_seven"
         assert loader.state_dict()["step"] == 2
         assert next(iterator)["x"].tolist() == [9, 10, 11]
         assert loader.state_dict() == {**loader.state_dict(), "epoch": 1, "step": 0}
@@ -442,7 +446,7 @@ def test_stop_iteration_in_a_function_is_an_error_not_a_shorter_epoch(executor: 
         return next(iter(()))
 
     for pipe in (numbers().map(stops).batch(4), numbers().batch(4).map(stops), counting().map(stops).batch(4)):
-        with bk.Loader(pipe, executor=executor) as loader, pytest.raises(bk.StageError, match="StopIteration.*next"):
+        with bk.Loader(pipe, executor=executor) as loader, pytest.raises(bk.StageError, match=r"StopIteration.*next"):
             list(loader)
 
 
@@ -458,10 +462,9 @@ def test_a_generator_that_raises_is_named_and_the_next_epoch_starts_anew(executo
             yield {"x": value}
 
     with bk.Loader(bk.from_generator(rows).batch(2), executor=executor) as loader:
-        got = []
+        got: list[Any] = []
         with pytest.raises(bk.SourceError, match=r"rows\) raised after 6 rows: OSError: disk gone") as caught:
-            for batch in loader:
-                got.append(batch["x"].tolist())
+            got.extend(batch["x"].tolist() for batch in loader)
         assert isinstance(caught.value.__cause__, OSError)
         assert got == [[0, 1], [2, 3], [4, 5]]
         assert values(loader) == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
@@ -476,39 +479,48 @@ def test_a_function_that_returns_another_dtype_later_is_refused_with_the_mend(pl
     with bk.Loader(pipe) as loader:
         iterator = iter(loader)
         next(iterator), next(iterator)
-        with pytest.raises(bk.SchemaError, match="epoch 0, step 2: leaf 'x' is float64.*was int64.*drifts") as caught:
+        with pytest.raises(bk.SchemaError, match=r"epoch 0, step 2: leaf 'x' is float64.*was int64.*drifts") as caught:
             next(iterator)
         assert ".cast(x='int64')" in str(caught.value)
 
 
 def test_rows_of_different_dtype_in_one_batch_name_both_rows() -> None:
     pipe = numbers().map(lambda row: {"x": row["x"] * 0.5 if row["x"] == 2 else row["x"]}).batch(4)
-    with bk.Loader(pipe) as loader, pytest.raises(
-        bk.SchemaError, match=r"step 0: row 2: leaf 'x' is float64, but row 0 has int64, after stage 0 map.*\.cast"
+    with (
+        bk.Loader(pipe) as loader,
+        pytest.raises(
+            bk.SchemaError, match=r"step 0: row 2: leaf 'x' is float64, but row 0 has int64, after stage 0 map.*\.cast"
+        ),
     ):
         list(loader)
 
 
 def test_rows_of_different_shape_name_row_leaf_shapes_and_mend() -> None:
     pipe = bk.from_sequence([{"x": np.zeros(2)}, {"x": np.zeros(3)}]).batch(2)
-    with bk.Loader(pipe) as loader, pytest.raises(
-        bk.SchemaError, match=r"row 1: leaf 'x' is float64\[3\], but row 0 has float64\[2\]. Bring the rows to one shape"
+    with (
+        bk.Loader(pipe) as loader,
+        pytest.raises(
+            bk.SchemaError,
+            match=r"row 1: leaf 'x' is float64\[3\], but row 0 has float64\[2\]. Bring the rows to one shape",
+        ),
     ):
         list(loader)
 
 
 def test_rows_of_different_structure_name_both() -> None:
     pipe = bk.from_sequence([{"x": 1}, {"x": 1, "y": 2}]).batch(2)
-    with bk.Loader(pipe) as loader, pytest.raises(
-        bk.SchemaError, match=r"row 1 has the structure \{x, y\}, but row 0 has \{x\}"
+    with (
+        bk.Loader(pipe) as loader,
+        pytest.raises(bk.SchemaError, match=r"row 1 has the structure \{x, y\}, but row 0 has \{x\}"),
     ):
         list(loader)
 
 
 def test_a_batch_function_that_changes_the_number_of_rows_is_refused() -> None:
     pipe = numbers().batch(4).map(lambda batch: {"x": batch["x"][:2]})
-    with bk.Loader(pipe) as loader, pytest.raises(
-        bk.StageError, match="leaf 'x' has 2 rows, but the batch has 4. Behind batch"
+    with (
+        bk.Loader(pipe) as loader,
+        pytest.raises(bk.StageError, match=r"leaf 'x' has 2 rows, but the batch has 4. Behind batch"),
     ):
         list(loader)
 
@@ -553,8 +565,9 @@ def test_an_empty_source_gives_no_batch_in_any_epoch() -> None:
 def test_repeating_nothing_for_ever_is_an_error_not_a_spin() -> None:
     with pytest.raises(bk.PipelineError, match=r"repeat\(\) for ever over no rows"):
         bk.Loader(bk.from_arrays({"x": np.empty(0)}).repeat().batch(4))
-    with bk.Loader(counting(0).repeat().batch(4)) as loader, pytest.raises(
-        bk.PipelineError, match=r"repeat\(\) for ever over a generator that yields nothing"
+    with (
+        bk.Loader(counting(0).repeat().batch(4)) as loader,
+        pytest.raises(bk.PipelineError, match=r"repeat\(\) for ever over a generator that yields nothing"),
     ):
         list(loader)
 

@@ -47,10 +47,10 @@ def row_verbs(draw: Any) -> Verbs:
 @hs.composite
 def pipelines(draw: Any) -> Verbs:
     size = draw(hs.integers(1, 9))
-    verbs = draw(row_verbs()) + [("batch", (size, draw(hs.sampled_from(["keep", "drop"]))))]
+    verbs = [*draw(row_verbs()), ("batch", (size, draw(hs.sampled_from(["keep", "drop"]))))]
     verbs += draw(row_verbs())
     if draw(hs.booleans()) and not any(verb in ("shuffle", "repeat", "take", "skip") for verb, _ in _behind(verbs)):
-        verbs += [("unbatch", None)] + draw(row_verbs()) + [("batch", (draw(hs.integers(1, 9)), "keep"))]
+        verbs += [("unbatch", None), *draw(row_verbs()), ("batch", (draw(hs.integers(1, 9)), "keep"))]
     return verbs
 
 
@@ -183,9 +183,8 @@ def test_a_random_map_treats_a_row_alike_at_any_batch_size_and_world(rows: int, 
     data = source("arrays", rows)
     reference = per_row(data.batch(one).random_map(noise))
     assert len(reference) == rows
-    assert per_row(data.shuffle(5).batch(two).random_map(noise)) != {} and per_row(
-        data.batch(two).random_map(noise)
-    ) == reference
+    assert per_row(data.shuffle(5).batch(two).random_map(noise)) != {}
+    assert per_row(data.batch(two).random_map(noise)) == reference
     merged: dict[int, Any] = {}
     for rank in range(world):
         merged.update(per_row(data.batch(two).random_map(noise), (rank, world)))

@@ -23,9 +23,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchkit import random as bkr
 from batchkit.errors import BatchkitError, PipelineError, PipelineTypeError
 from batchkit.random import MATERIALISED, Permutation, RowRandom, ScalarRandom
+from batchkit.random.values import normal
 
 KEYS = st.lists(st.integers(0, 2**200), max_size=4).map(tuple)
 METHODS = pytest.mark.parametrize("materialised", [MATERIALISED, 0], ids=["materialised", "feistel"])
@@ -289,7 +289,7 @@ def test_pairs_of_rows_are_equally_likely_neighbours(length: int, materialised: 
 
 
 def test_the_count_of_pairs_would_notice_too_few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bkr, "_ROUNDS", 3)
+    monkeypatch.setattr("batchkit.random.permutation._ROUNDS", 3)
     assert excess(count_pairs(7, 2500, 0)) > 6
 
 
@@ -311,7 +311,7 @@ def test_no_differences_survive_the_network() -> None:
 
 
 def test_the_count_of_differences_would_notice_too_few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bkr, "_ROUNDS", 4)
+    monkeypatch.setattr("batchkit.random.permutation._ROUNDS", 4)
     assert abs(quartets(60)) > 6
 
 
@@ -575,9 +575,9 @@ def test_normal_numbers_invert_the_distribution_function() -> None:
     magnitudes = [*range(1, 2**52, 2**52 // 997), *(2**power for power in range(52)), *range(50)]
     words = [magnitude << 11 for magnitude in magnitudes]
     expected = [-NormalDist().inv_cdf((magnitude + 0.5) * 2.0**-53) for magnitude in magnitudes]
-    np.testing.assert_allclose(bkr._normal(np.array(words, np.uint64)), expected, rtol=1e-13)
-    assert [bkr._normal(word) for word in words] == bkr._normal(np.array(words, np.uint64)).tolist()
-    assert bkr._normal(words[3] | 1 << 63) == -bkr._normal(words[3])
+    np.testing.assert_allclose(normal(np.array(words, np.uint64)), expected, rtol=1e-13)
+    assert [normal(word) for word in words] == normal(np.array(words, np.uint64)).tolist()
+    assert normal(words[3] | 1 << 63) == -normal(words[3])
 
 
 def test_choice_follows_its_probabilities() -> None:

@@ -6,7 +6,7 @@ import collections
 import pickle
 import tracemalloc
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import ml_dtypes
 import numpy as np
@@ -48,7 +48,8 @@ def test_leaves_keep_their_nesting(tree: Any) -> None:
             for key in two:
                 same(one[key], two[key])
         elif isinstance(two, tuple):
-            assert type(one) is type(two) and len(one) == len(two)
+            assert type(one) is type(two)
+            assert len(one) == len(two)
             for mine, theirs in zip(one, two, strict=True):
                 same(mine, theirs)
         else:
@@ -58,7 +59,15 @@ def test_leaves_keep_their_nesting(tree: Any) -> None:
     same(batch, tree)
 
 
-DTYPES = [*"?bBhHiIlLqQefdFD", "datetime64[ns]", "timedelta64[s]", "S5", "U3", ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn]
+DTYPES = [
+    *"?bBhHiIlLqQefdFD",
+    "datetime64[ns]",
+    "timedelta64[s]",
+    "S5",
+    "U3",
+    ml_dtypes.bfloat16,
+    ml_dtypes.float8_e4m3fn,
+]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -116,7 +125,8 @@ def test_arrays_that_are_no_rows_are_refused(tree: Any, message: str) -> None:
 
 def test_arrays_of_python_strings_become_text() -> None:
     batch = one_batch(bk.from_arrays({"x": np.array(["a", "bcd"], object)}))
-    assert batch["x"].tolist() == ["a", "bcd"] and batch["x"].dtype == "U3"
+    assert batch["x"].tolist() == ["a", "bcd"]
+    assert batch["x"].dtype == "U3"
 
 
 # -- npy and npz
@@ -229,7 +239,7 @@ def test_a_damaged_npy_names_the_file_and_the_mend(files: Path, how: str, messag
 def test_a_damaged_npz_names_the_file(files: Path, name: str, how: str) -> None:
     data = (files / name).read_bytes()
     (files / name).write_bytes({"truncated": data[:-200], "empty": b"", "another format": b"\x93NUMPY" * 9}[how])
-    with pytest.raises(bk.CorruptSourceError, match="not a .npz file, or it is damaged or truncated"):
+    with pytest.raises(bk.CorruptSourceError, match=r"not a .npz file, or it is damaged or truncated"):
         bk.from_npz(files / name)
 
 
@@ -247,7 +257,7 @@ def test_flipped_bytes_of_a_packed_npz_are_noticed(files: Path) -> None:
     data = bytearray(path.read_bytes())
     data[120] ^= 0xFF
     path.write_bytes(bytes(data))
-    with pytest.raises(bk.CorruptSourceError, match="packed.npz"):
+    with pytest.raises(bk.CorruptSourceError, match=r"packed.npz"):
         bk.from_npz(path)
 
 
@@ -283,7 +293,7 @@ class Squares:
 
 
 class Many(Squares):
-    asked: list[list[int]] = []
+    asked: ClassVar[list[list[int]]] = []
 
     def __getitems__(self, indices: list[int]) -> Any:
         self.asked.append(indices)
@@ -292,8 +302,10 @@ class Many(Squares):
 
 def test_a_sequence_gives_its_rows_in_columns() -> None:
     batch = one_batch(bk.from_sequence(Squares()))
-    assert batch["x"].tolist() == list(range(10)) and batch["x"].dtype == np.int64
-    assert batch["square"].tolist() == [float(x**2) for x in range(10)] and batch["square"].dtype == np.float32
+    assert batch["x"].tolist() == list(range(10))
+    assert batch["x"].dtype == np.int64
+    assert batch["square"].tolist() == [float(x**2) for x in range(10)]
+    assert batch["square"].dtype == np.float32
     assert batch["name"].tolist() == [f"n{x}" for x in range(10)]
 
 
@@ -307,7 +319,8 @@ def test_a_sequence_that_can_is_asked_for_many_rows_at_once() -> None:
 def test_rows_may_be_bare_values_tuples_and_lists() -> None:
     assert one_batch(bk.from_sequence([3, 1, 2])).tolist() == [3, 1, 2]
     first, second = one_batch(bk.from_sequence([(1, [1.0, 2.0]), (2, [3.0, 4.0])]))
-    assert first.tolist() == [1, 2] and second.tolist() == [[1.0, 2.0], [3.0, 4.0]]
+    assert first.tolist() == [1, 2]
+    assert second.tolist() == [[1.0, 2.0], [3.0, 4.0]]
     assert one_batch(bk.from_sequence([b"ab", b"c"])).tolist() == [b"ab", b"c"]
     assert one_batch(bk.from_sequence([True, False])).dtype == bool
 
@@ -341,7 +354,7 @@ def test_a_row_that_cannot_be_read_is_named_and_the_next_step_goes_on() -> None:
     with bk.Loader(bk.from_sequence(Broken()).batch(2)) as loader:
         iterator = iter(loader)
         next(iterator)
-        with pytest.raises(bk.SourceError, match="epoch 0, step 1: reading row 3 .*ValueError: bad jpeg") as caught:
+        with pytest.raises(bk.SourceError, match=r"epoch 0, step 1: reading row 3 .*ValueError: bad jpeg") as caught:
             next(iterator)
         assert isinstance(caught.value.__cause__, ValueError)
         assert next(iterator)["x"].tolist() == [4, 5]
@@ -407,8 +420,9 @@ def test_whole_batches_keep_their_sizes_and_can_be_cut_anew() -> None:
     ],
 )
 def test_what_is_no_batch_is_refused(item: Any, message: str) -> None:
-    with bk.Loader(bk.from_generator(lambda: iter([item]), batched=True)) as loader, pytest.raises(
-        bk.SchemaError, match=message
+    with (
+        bk.Loader(bk.from_generator(lambda: iter([item]), batched=True)) as loader,
+        pytest.raises(bk.SchemaError, match=message),
     ):
         list(loader)
 
@@ -429,8 +443,9 @@ def test_a_function_that_returns_a_used_iterator_is_noticed() -> None:
 
 
 def test_a_function_that_returns_no_iterator_is_named() -> None:
-    with bk.Loader(bk.from_generator(lambda: 3).batch(2)) as loader, pytest.raises(
-        bk.SourceError, match="starting it failed: TypeError: 'int' object is not iterable"
+    with (
+        bk.Loader(bk.from_generator(lambda: 3).batch(2)) as loader,
+        pytest.raises(bk.SourceError, match="starting it failed: TypeError: 'int' object is not iterable"),
     ):
         list(loader)
 
@@ -460,7 +475,7 @@ def test_resuming_replays_the_generator_without_calling_functions() -> None:
 class Virtual:
     """A thousand million rows that exist only when they are asked for."""
 
-    schema = {"x": bk.LeafSpec(np.dtype("int64"), (2,))}
+    schema: ClassVar = {"x": bk.LeafSpec(np.dtype("int64"), (2,))}
 
     def __len__(self) -> int:
         return 10**9
@@ -479,7 +494,8 @@ class Virtual:
 def test_a_source_of_ones_own_is_read_by_row_number() -> None:
     with bk.Loader(bk.from_source(Virtual()).shuffle(0).batch(1000)) as loader:
         batch = next(iter(loader))["x"]
-    assert len(set(batch[:, 0].tolist())) == 1000 and batch[:, 0].max() > 10**8
+    assert len(set(batch[:, 0].tolist())) == 1000
+    assert batch[:, 0].max() > 10**8
     np.testing.assert_array_equal(batch[:, 1], batch[:, 0] * 2)
 
 
@@ -497,8 +513,11 @@ def test_a_source_that_breaks_its_schema_is_named() -> None:
         def gather(self, rows: Any, out: Any = None) -> Any:
             return {"x": np.zeros((len(rows), 3))}
 
-    with bk.Loader(bk.from_source(Lies()).batch(3)) as loader, pytest.raises(
-        bk.SchemaError, match=r"gather\(\) returned float64\[3, 3\] for leaf 'x', but the schema says int64\[3, 2\]"
+    with (
+        bk.Loader(bk.from_source(Lies()).batch(3)) as loader,
+        pytest.raises(
+            bk.SchemaError, match=r"gather\(\) returned float64\[3, 3\] for leaf 'x', but the schema says int64\[3, 2\]"
+        ),
     ):
         list(loader)
 
@@ -508,8 +527,9 @@ def test_a_source_that_raises_is_named_with_its_rows() -> None:
         def gather(self, rows: Any, out: Any = None) -> Any:
             raise OSError("network down")
 
-    with bk.Loader(bk.from_source(Fails()).batch(3)) as loader, pytest.raises(
-        bk.SourceError, match=r"step 0: Fails: reading rows \[0, 1, 2\] failed: OSError: network down"
+    with (
+        bk.Loader(bk.from_source(Fails()).batch(3)) as loader,
+        pytest.raises(bk.SourceError, match=r"step 0: Fails: reading rows \[0, 1, 2\] failed: OSError: network down"),
     ):
         list(loader)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +13,10 @@ import numpy.typing as npt
 from batchkit import stages as st
 from batchkit import tree as tree_
 from batchkit.errors import BatchkitError, StageError
+from batchkit.plan.ownership import owned, roots
 from batchkit.random import RowRandom, ScalarRandom
 from batchkit.schema import as_leaf
-from batchkit.sources.stacking import normalise_row
+from batchkit.sources.stacking import split_rows
 from batchkit.stages.order import Epochs
 from batchkit.tree import Tree
 
@@ -33,6 +35,14 @@ class Call:
     def where(self) -> str:
         """How messages name it: ``stage 2 map(my_data:normalize)``."""
         return f"stage {self.number} {self.stage.label}"
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """What is called with a row (or columns), and with ``rng`` if it draws."""
+        stage = self.stage
+        if isinstance(stage, st.FunctionStage):
+            return functools.partial(stage.fn, **stage.kwargs) if stage.kwargs else stage.fn
+        return stage.apply  # type: ignore[attr-defined,no-any-return]
 
 
 @dataclass(slots=True)
@@ -56,35 +66,32 @@ def call_rows(rows: Rows, calls: Sequence[Call]) -> Rows:
     calls = list(calls)
     while rows.items is None and calls and isinstance(calls[0].stage, st.ColumnStage):
         rows.columns = _apply(calls.pop(0), rows.columns, rows)
-    if not calls:
-        return rows
-    if rows.items is None:
-        leaves, treedef = tree_.flatten(rows.columns)
-        rows.items = [tree_.unflatten(treedef, list(values)) for values in zip(*leaves, strict=True)]
-        rows.columns = None
-    rows.items = [_one_row(item, index, rows, calls) for index, item in enumerate(rows.items)]
+    if calls:
+        items = split_rows(rows.columns) if rows.items is None else rows.items
+        rows.columns, rows.items = None, _called_rows(items, rows, calls)
     return rows
 
 
-def _one_row(item: Tree, index: int, rows: Rows, calls: Sequence[Call]) -> Tree:
-    row = int(rows.ids[index])
-    for call in calls:
-        stage = call.stage
-        try:
-            if isinstance(stage, st.RandomMap):
-                rng = ScalarRandom(call.key, rows.epoch_of(index), row)
-                item = stage.fn(item, rng, **stage.kwargs)
-            elif isinstance(stage, st.Map):
-                item = stage.fn(item, **stage.kwargs)
-            else:
-                item = stage.apply(item)  # type: ignore[attr-defined]
-        except BatchkitError as exc:
-            exc.args = (f"{call.where}: row {row}: {exc}",)
-            raise
-        except Exception as exc:
-            raise _failed(call, f"row {row}", exc) from exc
-        item = normalise_row(item, f"{call.where}: row {row}")
-    return item
+def _called_rows(items: list[Tree], rows: Rows, calls: Sequence[Call]) -> list[Tree]:
+    """Take each row through all functions before the next one, so that few are in memory in between."""
+    functions = [(call, call.function, isinstance(call.stage, st.RandomMap)) for call in calls]
+    done: list[Tree] = []
+    call = calls[0]
+    try:
+        for item in items:
+            for call, function, draws in functions:  # the handlers below name it
+                if draws:
+                    index = len(done)
+                    item = function(item, ScalarRandom(call.key, rows.epoch_of(index), int(rows.ids[index])))
+                else:
+                    item = function(item)
+            done.append(item)
+    except BatchkitError as exc:
+        exc.args = (f"{call.where}: row {rows.ids[len(done)]}: {exc}",)
+        raise
+    except Exception as exc:
+        raise _failed(call, f"row {rows.ids[len(done)]}", exc) from exc
+    return done
 
 
 def call_columns(columns: Tree, rows: Rows, calls: Sequence[Call]) -> Tree:
@@ -96,36 +103,38 @@ def call_columns(columns: Tree, rows: Rows, calls: Sequence[Call]) -> Tree:
 
 def _apply(call: Call, columns: Tree, rows: Rows) -> Tree:
     stage = call.stage
+    given = roots(columns) if isinstance(stage, st.FunctionStage) else set()
     try:
+        # What a function returns is taken apart at once, so that nothing here refers to it besides the leaves.
         if isinstance(stage, st.RandomMap):
-            made = stage.fn(columns, RowRandom(call.key, rows.epochs, rows.ids), **stage.kwargs)
-        elif isinstance(stage, st.Map):
-            made = stage.fn(columns, **stage.kwargs)
+            leaves, treedef = tree_.flatten(call.function(columns, RowRandom(call.key, rows.epochs, rows.ids)))
+        elif isinstance(stage, st.FunctionStage):
+            leaves, treedef = tree_.flatten(call.function(columns))
         else:
-            return stage.apply(columns)  # type: ignore[attr-defined]
+            return call.function(columns)
     except BatchkitError as exc:
         exc.args = (f"{call.where}: {_shown(rows.ids)}: {exc}",)
         raise
     except Exception as exc:
         raise _failed(call, _shown(rows.ids), exc) from exc
-    return _checked(made, call, rows)
-
-
-def _checked(made: Any, call: Call, rows: Rows) -> Tree:
-    leaves, treedef = tree_.flatten(made)
+    for index, path in enumerate(tree_.paths(treedef)):
+        _check_column(leaves, index, path, call, rows)
     if not leaves:
-        raise StageError(f"{call.where} returned {made!r}, which has no leaf. Return the columns of the batch")
-    for index, leaf in enumerate(leaves):
-        if type(leaf) is not np.ndarray or leaf.dtype.kind == "O" or leaf.ndim == 0 or len(leaf) != len(rows.ids):
-            label = tree_.leaf_label(tree_.paths(treedef)[index])
-            leaves[index] = array = as_leaf(leaf, f"{call.where}: {label}")
-            if array.ndim == 0 or len(array) != len(rows.ids):
-                has = "is zero-dimensional" if array.ndim == 0 else f"has {len(array)} rows"
-                raise StageError(
-                    f"{call.where}: {label} {has}, but the batch has {len(rows.ids)}. "
-                    "Behind batch() a function returns columns with as many rows as it was given"
-                )
+        raise StageError(f"{call.where} returned {treedef}, which has no leaf. Return the columns of the batch")
+    owned(leaves, given)
     return tree_.unflatten(treedef, leaves)
+
+
+def _check_column(leaves: list[Any], index: int, path: str, call: Call, rows: Rows) -> None:
+    """Make sure that a leaf is an array with as many rows as the function was given."""
+    label = tree_.leaf_label(path)
+    leaves[index] = array = as_leaf(leaves[index], f"{call.where}: {label}")
+    if array.ndim == 0 or len(array) != len(rows.ids):
+        has = "is zero-dimensional" if array.ndim == 0 else f"has {len(array)} rows"
+        raise StageError(
+            f"{call.where}: {label} {has}, but the batch has {len(rows.ids)}. "
+            "Behind batch() a function returns columns with as many rows as it was given"
+        )
 
 
 def _failed(call: Call, which: str, exc: Exception) -> StageError:

@@ -15,6 +15,7 @@ from batchkit import stages as st
 from batchkit import tree as tree_
 from batchkit.errors import BatchkitError, PipelineError, SchemaError, SourceError
 from batchkit.plan.calls import Call, Rows, call_columns, call_rows
+from batchkit.schema import LeafSpec
 from batchkit.sources import ArraySource
 from batchkit.sources.stacking import stack_rows
 from batchkit.stages.order import Epochs, Locator, Positions
@@ -94,7 +95,9 @@ class SourceRows:
         self._by_row = hasattr(source, "read")
         if not self._by_row:
             specs, self._treedef = tree_.flatten(source.schema)
-            self._specs = [(path, spec.dtype, spec.shape) for path, spec in zip(tree_.paths(self._treedef), specs, strict=True)]
+            self._specs = [
+                (path, spec.dtype, spec.shape) for path, spec in zip(tree_.paths(self._treedef), specs, strict=True)
+            ]
 
     def read(self, positions: Positions, epochs: Epochs, slots: SlotPool) -> Rows:
         ids = np.arange(positions.start, positions.stop) if isinstance(positions, range) else positions
@@ -210,23 +213,23 @@ class CutRows:
         start = number * self.size
         have = self.size if self.rows is None else min(self.size, self.rows - start)
         if shard == (0, 1) and not self.pads:
-            return self._columns(self._before.read(range(start, start + have), epoch, slots))
+            return self._columns(self._before.read(range(start, start + have), epoch, slots), slots)
         cut = self.size if self.pads else have
         rank, world = shard
         low, high = cut * rank // world, cut * (rank + 1) // world
         wanted = max(min(high, have) - low, 0)
         if wanted == 0 and have:
             # A rank without rows of this batch computes one all the same, to know what columns look like.
-            rows = self._columns(self._before.read(range(start, start + 1), epoch, slots))
+            rows = self._columns(self._before.read(range(start, start + 1), epoch, slots), slots)
             rows.surplus = not self.pads
             return pad_columns(none_of(rows), high - low) if self.pads else rows
-        rows = self._columns(self._before.read(range(start + low, start + low + wanted), epoch, slots))
+        rows = self._columns(self._before.read(range(start + low, start + low + wanted), epoch, slots), slots)
         return pad_columns(rows, high - low) if self.pads else rows
 
-    def _columns(self, rows: Rows) -> Rows:
+    def _columns(self, rows: Rows, slots: SlotPool) -> Rows:
         if rows.items is None:
             return rows
-        return Rows(rows.ids, rows.epochs, columns=stack_rows(rows.items, rows.ids, self._after))
+        return Rows(rows.ids, rows.epochs, columns=stack_rows(rows.items, rows.ids, self._after, slots.column))
 
 
 class OrderedBatches:
@@ -264,8 +267,8 @@ class UncutRows:
         whole = cut.pads or cut.drops or cut.rows is None or cut.rows % cut.size == 0
         if not whole and reordered:
             raise PipelineError(
-                "unbatch() cannot number the rows: a smaller last batch was kept, and batches were reordered or repeated "
-                "behind it. Use batch(remainder='drop'), or shuffle and repeat before batch()"
+                "unbatch() cannot number the rows: a smaller last batch was kept, and batches were reordered or "
+                "repeated behind it. Use batch(remainder='drop'), or shuffle and repeat before batch()"
             )
         self.length = before.length if before.length is None else before.length * cut.size
         if not whole and self.length is not None:
@@ -303,15 +306,15 @@ def _picked(parts: list[tuple[npt.NDArray[np.intp], Rows]], offsets: npt.NDArray
                 if leaf.dtype.kind in "US" and leaf.dtype.kind == merged[index].dtype.kind:
                     merged[index] = merged[index].astype(np.result_type(merged[index], leaf))
                 else:
-                    raise SchemaError(
-                        f"unbatch(): {tree_.leaf_label(tree_.paths(treedef)[index])} is {leaf.dtype.name}{list(leaf.shape[1:])} "
-                        f"in one batch and {merged[index].dtype.name}{list(merged[index].shape[1:])} in another"
-                    )
+                    label = tree_.leaf_label(tree_.paths(treedef)[index])
+                    one, two = (LeafSpec(each.dtype, each.shape[1:]) for each in (leaf, merged[index]))
+                    raise SchemaError(f"unbatch(): {label} is {one} in one batch and {two} in another")
             merged[index][chosen] = leaf[offsets[chosen]]
     return tree_.unflatten(treedef, merged)
 
 
 def none_of(rows: Rows) -> Rows:
+    """Return no rows, with the columns that these have."""
     return Rows(rows.ids[:0], 0, columns=tree_.map_leaves(lambda leaf: leaf[:0], rows.columns))
 
 

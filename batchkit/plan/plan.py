@@ -1,4 +1,4 @@
-"""compile(pipeline) -> Plan; Plan.batch(k), a pure function of (pipeline, data, seed, k)."""
+"""Plan.batch(k): a pure function of (pipeline, data, seed, k)."""
 
 from __future__ import annotations
 
@@ -13,17 +13,15 @@ import numpy.typing as npt
 
 from batchkit import stages as st
 from batchkit import tree as tree_
-from batchkit.errors import BatchkitError, PipelineError, PipelineTypeError, SchemaError
+from batchkit.errors import BatchkitError, PipelineError, SchemaError
 from batchkit.pipeline import Pipeline
 from batchkit.plan import nodes, streams
 from batchkit.plan.calls import Call, Rows, call_columns, call_rows
 from batchkit.schema import LeafSpec, spec_of
-from batchkit.sources import GeneratorSource
 from batchkit.sources.stacking import stack_rows
-from batchkit.stages.stage import whole
 from batchkit.tree import Tree
 
-__all__ = ["Plan", "Step", "check_shard", "compile"]
+__all__ = ["FreshMemory", "Plan", "Step"]
 
 
 class Step(NamedTuple):
@@ -40,9 +38,7 @@ class FreshMemory:
     def __init__(self) -> None:
         self.prepared: dict[Any, Any] = {}
 
-    def lessor(
-        self, key: Any, dtype: np.dtype[Any], row_shape: tuple[int, ...]
-    ) -> Callable[[int], npt.NDArray[Any]]:
+    def lessor(self, key: Any, dtype: np.dtype[Any], row_shape: tuple[int, ...]) -> Callable[[int], npt.NDArray[Any]]:
         """Return what makes new memory of one kind."""
         return lambda rows: np.empty((rows, *row_shape), dtype)
 
@@ -65,7 +61,7 @@ class FreshMemory:
 
 @dataclass(frozen=True)
 class Plan:
-    """A compiled pipeline, as one rank of ``shard=(rank, world)`` sees it. Made by :func:`compile`."""
+    """A compiled pipeline, as one rank of ``shard=(rank, world)`` sees it. Made by :func:`~batchkit.plan.compile`."""
 
     pipeline: Pipeline
     shard: tuple[int, int]
@@ -82,10 +78,15 @@ class Plan:
     direct: bool = field(repr=False)
     """Whether rows are gathered to where the backend wants them, with nothing left to do."""
     after: str = field(repr=False)
+    """How a message about stacked rows names the function that they come from."""
+    last_function: str = field(repr=False)
+    """How a message about a batch names the last function that it went through; empty without one."""
     by_row: bool = field(repr=False)
     """Whether a function or the source is called row by row."""
 
     def __reduce__(self) -> tuple[Any, ...]:
+        from batchkit.plan.compiling import compile
+
         return compile, (self.pipeline, self.shard)
 
     @property
@@ -97,11 +98,6 @@ class Plan:
     def has_functions(self) -> bool:
         """Whether a user's function is called."""
         return any(isinstance(stage, st.FunctionStage) for stage in self.pipeline.stages)
-
-    def last_function(self) -> str:
-        """Return how a message says which function the batches come from; empty without one."""
-        calls = _numbered_calls(self.pipeline)
-        return _where(list(calls.values()))
 
     def steps(self, epoch: int, start: int = 0, part: tuple[int, int] = (0, 1)) -> Iterator[Step]:
         """Return the steps of an epoch from ``start`` on whose number ``k`` has ``k % part[1] == part[0]``."""
@@ -151,7 +147,7 @@ class Plan:
         surplus = rows.surplus
         if rows.items is not None:
             rows = call_rows(rows, row_calls)
-            rows = Rows(rows.ids, rows.epochs, columns=stack_rows(rows.items or [], rows.ids, self.after))
+            rows = Rows(rows.ids, rows.epochs, columns=stack_rows(rows.items or [], rows.ids, self.after, slots.column))
             if self.pads_to is not None:
                 rows = nodes.pad_columns(nodes.none_of(rows) if surplus else rows, self.pads_to)
                 surplus = False
@@ -264,158 +260,3 @@ def _shortened(label: str, most: int = 60) -> str:
     if len(label) <= most:
         return label
     return f"{label[: most - 13]}...{hashlib.blake2b(label.encode(), digest_size=5).hexdigest()}"
-
-
-def check_shard(shard: Any) -> tuple[int, int]:
-    """Return ``shard`` as ``(rank, world)``.
-
-    Raises:
-        PipelineError: it is not two whole numbers with ``0 <= rank < world``.
-    """
-    try:
-        rank, world = shard
-    except (TypeError, ValueError) as exc:
-        raise PipelineTypeError(f"shard must be (rank, world), such as (0, 4), not {shard!r}") from exc
-    rank, world = whole(rank, "shard's rank"), whole(world, "shard's world")
-    if world < 1 or not 0 <= rank < world:
-        raise PipelineError(f"shard=({rank}, {world}): the rank must be in 0..{max(world - 1, 0)}, and the world at least 1")
-    return rank, world
-
-
-def compile(pipeline: Pipeline, shard: tuple[int, int] = (0, 1)) -> Plan:
-    """Compile a pipeline for one rank.
-
-    Raises:
-        PipelineError: it does not end in batches, or a stage cannot do its work there.
-        SchemaError: a column stage names a leaf that is not there.
-    """
-    if not isinstance(pipeline, Pipeline):
-        raise PipelineTypeError(f"expected a Pipeline, not a {type(pipeline).__name__}. Make one with from_arrays(), say")
-    shard = check_shard(shard)
-    if not pipeline.batched:
-        raise PipelineError("the pipeline ends in rows, and a loader hands out batches: add .batch(size)")
-    _check_pads(pipeline, shard[1])
-    if isinstance(pipeline.source, GeneratorSource):
-        return _compile_stream(pipeline, shard)
-    return _compile_indexed(pipeline, shard)
-
-
-def _check_pads(pipeline: Pipeline, world: int) -> None:
-    for stage in pipeline.stages:
-        if isinstance(stage, st.Batch) and stage.remainder == "pad" and stage.size % world:
-            raise PipelineError(
-                f"{stage.label} has static shapes, so every rank needs as many rows: {stage.size} does not divide by "
-                f"{world} ranks. Use a size that does, such as {-(-stage.size // world) * world}"
-            )
-
-
-def _numbered_calls(pipeline: Pipeline) -> dict[int, Call]:
-    """Return the function and column stages by their place, with the key of their random numbers."""
-    calls, ordinal = {}, 0
-    for number, stage in enumerate(pipeline.stages):
-        if isinstance(stage, st.RandomMap):
-            calls[number] = Call(stage, number, (st.RANDOM_MAP, stage.seed, ordinal))
-        elif isinstance(stage, (st.FunctionStage, st.ColumnStage)):
-            calls[number] = Call(stage, number)
-        ordinal += isinstance(stage, (st.RandomMap, st.Shuffle))
-    return calls
-
-
-def _where(calls: list[Call]) -> str:
-    functions = [call for call in calls if isinstance(call.stage, st.FunctionStage)]
-    return f", after {functions[-1].where}" if functions else ""
-
-
-def _compile_indexed(pipeline: Pipeline, shard: tuple[int, int]) -> Plan:
-    calls = _numbered_calls(pipeline)
-    by_row = hasattr(pipeline.source, "read")
-    final = not calls and not by_row and not any(isinstance(stage, st.Unbatch) for stage in pipeline.stages)
-    rows: Any = nodes.SourceRows(pipeline.source, final)
-    batches: Any = None
-    cut: nodes.CutRows | None = None
-    seen: list[Call] = []
-    ordinal, reordered = 0, False
-    for number, stage in enumerate(pipeline.stages):
-        if number in calls:
-            seen.append(calls[number])
-            by_row = by_row or (batches is None and isinstance(stage, st.FunctionStage))
-            if batches is None:
-                rows = nodes.CalledRows(rows, [calls[number]])
-            else:
-                batches = nodes.CalledBatches(batches, [calls[number]])
-        elif isinstance(stage, st.OrderStage):
-            if batches is None:
-                rows = nodes.OrderedRows(rows, stage, ordinal)
-            else:
-                batches, reordered = nodes.OrderedBatches(batches, stage, ordinal), True
-        elif isinstance(stage, st.Batch):
-            batches = cut = nodes.CutRows(rows, stage, _where(seen))
-            seen, reordered = [], False
-        elif isinstance(stage, st.Unbatch):
-            assert cut is not None
-            rows, batches = nodes.UncutRows(batches, cut, reordered), None
-        else:
-            raise PipelineError(f"stage {number} {stage.label} is of no kind that can be compiled: subclass ColumnStage")
-        ordinal += isinstance(stage, (st.RandomMap, st.Shuffle))
-    assert cut is not None
-    rank, world = shard
-    static = cut.pads or cut.rows is None or cut.rows % cut.size == 0 or cut.drops
-    return Plan(
-        pipeline=pipeline,
-        shard=shard,
-        steps_per_epoch=batches.length,
-        endless=batches.length is None,
-        batches=batches,
-        stream=None,
-        late_calls=((), ()),
-        pads_to=None,
-        rows_per_batch=(cut.size * (rank + 1) // world - cut.size * rank // world) if static else None,
-        direct=final and not cut.pads,
-        after="",
-        by_row=by_row,
-    )
-
-
-def _compile_stream(pipeline: Pipeline, shard: tuple[int, int]) -> Plan:
-    stages, calls = pipeline.stages, _numbered_calls(pipeline)
-    last_uncut = max((n for n, stage in enumerate(stages) if isinstance(stage, st.Unbatch)), default=-1)
-    stream: Any = streams.SourceStream(pipeline.source)
-    row_calls: list[Call] = []
-    batch_calls: list[Call] = []
-    batched, last_cut = pipeline.source.batched, None
-    for number, stage in enumerate(stages):
-        if number in calls:
-            if number < last_uncut:
-                stream = streams.CalledStream(stream, [calls[number]])
-            else:
-                (batch_calls if batched else row_calls).append(calls[number])
-        elif isinstance(stage, st.OrderStage):
-            if isinstance(stage, st.Shuffle):
-                stage.iterate(stream.iterate, 0)  # says why it cannot
-            stream = streams.OrderedStream(stream, stage)
-        elif isinstance(stage, st.Batch):
-            final = number > last_uncut
-            stream = streams.CutStream(stream, stage, shard if final else (0, 1), stacks=not final)
-            batched, last_cut = True, stage
-        elif isinstance(stage, st.Unbatch):
-            stream, batched = streams.UncutStream(stream), False
-        else:
-            raise PipelineError(f"stage {number} {stage.label} is of no kind that can be compiled: subclass ColumnStage")
-    rank, world = shard
-    static = last_cut is not None and last_cut.remainder != "keep"
-    size = last_cut.size if last_cut is not None else 0
-    mine = size * (rank + 1) // world - size * rank // world
-    return Plan(
-        pipeline=pipeline,
-        shard=shard,
-        steps_per_epoch=None,
-        endless=False,
-        batches=None,
-        stream=stream,
-        late_calls=(tuple(row_calls), tuple(batch_calls)),
-        pads_to=mine if last_cut is not None and last_cut.remainder == "pad" else None,
-        rows_per_batch=mine if static else None,
-        direct=False,
-        after=_where(row_calls),
-        by_row=True,
-    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -20,16 +20,32 @@ from batchkit.plan.calls import Call, Rows, call_columns, call_rows
 from batchkit.plan.nodes import pad_columns
 from batchkit.schema import as_leaf
 from batchkit.sources import GeneratorSource
-from batchkit.sources.stacking import normalise_row, stack_rows
+from batchkit.sources.stacking import detached, split_rows, stack_rows
 from batchkit.tree import Tree
 
-__all__ = ["CalledStream", "CutStream", "OrderedStream", "SourceStream", "Stream", "UncutStream"]
+__all__ = [
+    "CalledBatchStream",
+    "CalledRowStream",
+    "CutStream",
+    "OrderedStream",
+    "SourceStream",
+    "Stream",
+    "UncutStream",
+]
+
+
+class Row(NamedTuple):
+    """One row of a stream and its address."""
+
+    id: int
+    epoch: int
+    item: Tree
 
 
 class Stream(Protocol):
-    """Rows one at a time (each a :class:`Rows` of one item), or batches."""
+    """Rows one at a time (:class:`Row`), or batches (:class:`Rows`)."""
 
-    def iterate(self, epoch: int) -> Iterator[Rows]:
+    def iterate(self, epoch: int) -> Iterator[Any]:
         """Start an epoch."""
         ...
 
@@ -41,7 +57,7 @@ class SourceStream:
         self._source = source
         self._name = f"from_generator({describe_function(source.fn)})"
 
-    def iterate(self, epoch: int) -> Iterator[Rows]:
+    def iterate(self, epoch: int) -> Iterator[Row | Rows]:
         iterator = self._source.open()
         try:
             yield from self._batches(iterator, epoch) if self._source.batched else self._rows(iterator, epoch)
@@ -62,12 +78,10 @@ class SourceStream:
                 raise SourceError(f"{self._name} raised after {number} {what}: {type(exc).__name__}: {exc}") from exc
             yield number, item
 
-    def _rows(self, iterator: Iterator[Any], epoch: int) -> Iterator[Rows]:
+    def _rows(self, iterator: Iterator[Any], epoch: int) -> Iterator[Row]:
         for number, item in self._pulled(iterator, "rows"):
-            row = normalise_row(item, f"{self._name}: row {number}")
             # A generator may yield one array again and again, changed: take the values as they are now.
-            row = tree_.map_leaves(lambda leaf: leaf.copy() if type(leaf) is np.ndarray else leaf, row)
-            yield Rows(np.array([number]), epoch, items=[row])
+            yield Row(number, epoch, detached(item, copy=True))
 
     def _batches(self, iterator: Iterator[Any], epoch: int) -> Iterator[Rows]:
         first = 0
@@ -82,16 +96,18 @@ class SourceStream:
         leaves, treedef = tree_.flatten(item)
         if not leaves:
             raise SchemaError(f"{where} is {item!r}, which has no leaf. Yield a tree of arrays with one leading axis")
-        arrays = []
+        arrays: list[Any] = []
         for path, leaf in zip(tree_.paths(treedef), leaves, strict=True):
             array = as_leaf(leaf, f"{where}: {tree_.leaf_label(path)}")
             if array.ndim == 0:
                 raise SchemaError(
-                    f"{where}: {tree_.leaf_label(path)} is zero-dimensional. With batched=True each item is a whole batch; "
-                    "for single rows leave batched out"
+                    f"{where}: {tree_.leaf_label(path)} is zero-dimensional. With batched=True each item is a whole "
+                    "batch; for single rows leave batched out"
                 )
             if arrays and len(array) != len(arrays[0]):
-                raise SchemaError(f"{where}: {tree_.leaf_label(path)} has {len(array)} rows, another has {len(arrays[0])}")
+                raise SchemaError(
+                    f"{where}: {tree_.leaf_label(path)} has {len(array)} rows, another has {len(arrays[0])}"
+                )
             arrays.append(array.copy())
         return tree_.unflatten(treedef, arrays)
 
@@ -102,23 +118,33 @@ class OrderedStream:
     def __init__(self, before: Stream, stage: st.OrderStage) -> None:
         self._before, self._stage = before, stage
 
-    def iterate(self, epoch: int) -> Iterator[Rows]:
+    def iterate(self, epoch: int) -> Iterator[Any]:
         return self._stage.iterate(self._before.iterate, epoch)
 
 
-class CalledStream:
-    """Functions in front of an ``unbatch``, which have to run before what follows can be cut."""
+class CalledRowStream:
+    """Functions on rows in front of an ``unbatch``, which have to run before what follows can be cut."""
+
+    def __init__(self, before: Stream, calls: Sequence[Call]) -> None:
+        self._before, self._calls = before, tuple(calls)
+
+    def iterate(self, epoch: int) -> Iterator[Row]:
+        for row in self._before.iterate(epoch):
+            called = call_rows(Rows(np.array([row.id]), row.epoch, items=[row.item]), self._calls)
+            assert called.items is not None
+            yield Row(row.id, row.epoch, called.items[0])
+
+
+class CalledBatchStream:
+    """The same for functions on batches."""
 
     def __init__(self, before: Stream, calls: Sequence[Call]) -> None:
         self._before, self._calls = before, tuple(calls)
 
     def iterate(self, epoch: int) -> Iterator[Rows]:
         for rows in self._before.iterate(epoch):
-            if rows.items is None:
-                rows.columns = call_columns(rows.columns, rows, self._calls)
-                yield rows
-            else:
-                yield call_rows(rows, self._calls)
+            rows.columns = call_columns(rows.columns, rows, self._calls)
+            yield rows
 
 
 class CutStream:
@@ -133,19 +159,18 @@ class CutStream:
             if len(run) == size or self._stage.remainder != "drop":
                 yield self._cut(run)
 
-    def _cut(self, run: list[Rows]) -> Rows:
+    def _cut(self, run: list[Row]) -> Rows:
         rank, world = self._shard
         cut = self._stage.size if self._stage.remainder == "pad" else len(run)
         mine = run[cut * rank // world : cut * (rank + 1) // world]
         surplus = not mine
-        mine = mine or run[:1]
-        epochs = np.array([rows.epochs for rows in mine])
-        ids = np.concatenate([rows.ids for rows in mine])
-        items = [item for rows in mine for item in rows.items or ()]
+        numbers, turns, items = zip(*(mine or run[:1]), strict=True)
+        ids = np.array(numbers)
+        epochs = turns[0] if turns[0] == turns[-1] else np.array(turns)  # epochs only grow
         if self._stacks:
             whole = Rows(ids, epochs, columns=stack_rows(items, ids))
             return pad_columns(whole, cut) if self._stage.remainder == "pad" else whole
-        return Rows(ids, epochs, items=items, surplus=surplus)
+        return Rows(ids, epochs, items=list(items), surplus=surplus)
 
 
 class UncutStream:
@@ -154,9 +179,7 @@ class UncutStream:
     def __init__(self, before: Stream) -> None:
         self._before = before
 
-    def iterate(self, epoch: int) -> Iterator[Rows]:
+    def iterate(self, epoch: int) -> Iterator[Row]:
         for rows in self._before.iterate(epoch):
-            leaves, treedef = tree_.flatten(rows.columns)
-            for index in range(len(rows.ids)):
-                row = tree_.unflatten(treedef, [leaf[index] for leaf in leaves])
-                yield Rows(rows.ids[index : index + 1], rows.epoch_of(index), items=[row])
+            for index, item in enumerate(split_rows(rows.columns)):
+                yield Row(int(rows.ids[index]), rows.epoch_of(index), item)

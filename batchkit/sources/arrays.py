@@ -61,9 +61,7 @@ class ArraySource:
     @property
     def schema(self) -> Tree:
         """The schema of one row."""
-        return tree_.unflatten(
-            self.treedef, [LeafSpec(native(leaf.dtype), leaf.shape[1:]) for leaf in self.leaves]
-        )
+        return tree_.unflatten(self.treedef, [LeafSpec(native(leaf.dtype), leaf.shape[1:]) for leaf in self.leaves])
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -91,7 +89,8 @@ class ArraySource:
             columns = [np.empty((len(rows), *leaf.shape[1:]), native(leaf.dtype)) for leaf in self.leaves]
             self.gather_leaves(rows, columns)
             return tree_.unflatten(self.treedef, columns)
-        self.gather_leaves(rows, self.treedef.flatten_up_to(out))
+        places: list[Any] = self.treedef.flatten_up_to(out)
+        self.gather_leaves(rows, places)
         return out
 
     def gather_leaves(self, rows: npt.NDArray[np.int64], columns: list[npt.NDArray[Any]]) -> None:

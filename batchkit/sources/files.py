@@ -136,7 +136,9 @@ def _read_npz_member(path: str, archive: zipfile.ZipFile, file: Any, info: zipfi
         header = file.read(30)
         if len(header) < 30 or header[:4] != b"PK\x03\x04":
             raise CorruptSourceError(f"{what}: the archive's directory points at no member. Write the file again")
-        start = info.header_offset + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+        start = (
+            info.header_offset + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+        )
         return _map_member(path, file, start, start + info.file_size, what)
     with archive.open(info) as member:
         shape, fortran, dtype = _read_header(member, what)

@@ -21,13 +21,15 @@ class GeneratorSource:
 
     kind = "generator"
 
-    def __init__(self, fn: Callable[..., Any] | str, batched: bool = False, kwargs: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, fn: Callable[..., Any] | str, batched: bool = False, kwargs: dict[str, Any] | None = None
+    ) -> None:
         if isinstance(fn, str):
             fn = resolve_function(fn, "from_generator(fn)")
         if inspect.isgenerator(fn) or not callable(fn):
             raise PipelineTypeError(
-                f"from_generator() needs a function that returns a fresh iterator, not a {type(fn).__name__}: an iterator "
-                "can be used once only, and every epoch needs a new one. Leave the call out: "
+                f"from_generator() needs a function that returns a fresh iterator, not a {type(fn).__name__}: an "
+                "iterator can be used once only, and every epoch needs a new one. Leave the call out: "
                 "from_generator(rows), not from_generator(rows())"
             )
         if not isinstance(batched, bool):
@@ -47,7 +49,10 @@ class GeneratorSource:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the description that a config file would have."""
-        described: dict[str, Any] = {"kind": self.kind, "fn": exportable_name(self.fn, "the function of from_generator()")}
+        described: dict[str, Any] = {
+            "kind": self.kind,
+            "fn": exportable_name(self.fn, "the function of from_generator()"),
+        }
         if self.batched:
             described["batched"] = True
         return {**described, "kwargs": self.kwargs} if self.kwargs else described
@@ -61,7 +66,7 @@ class GeneratorSource:
         name = describe_function(self.fn)
         try:
             made = self.fn(**self.kwargs)
-            iterator = iter(made)
+            iterator: Iterator[Any] = iter(made)
         except Exception as exc:
             raise SourceError(f"from_generator({name}): starting it failed: {type(exc).__name__}: {exc}") from exc
         if iterator is made and self._last is not None and iterator is self._last():

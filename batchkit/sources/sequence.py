@@ -10,7 +10,7 @@ import numpy.typing as npt
 from batchkit import tree as tree_
 from batchkit.errors import PipelineTypeError, SchemaError, SourceError
 from batchkit.schema import spec_tree
-from batchkit.sources.stacking import normalise_row, stack_rows
+from batchkit.sources.stacking import detached, stack_rows
 from batchkit.tree import Tree
 
 __all__ = ["SequenceSource"]
@@ -64,7 +64,7 @@ class SequenceSource:
         return f"{kind.__module__}.{kind.__qualname__}:{self._length}" + (f":{own}" if isinstance(own, str) else "")
 
     def read(self, rows: npt.NDArray[np.int64]) -> list[Tree]:
-        """Return one tree of arrays a row."""
+        """Return one tree a row, in dicts of its own."""
         numbers = rows.tolist()
         many = getattr(self.sequence, "__getitems__", None)
         if many is not None:
@@ -76,7 +76,8 @@ class SequenceSource:
                 raise SourceError(f"__getitems__ of the sequence gave {len(items)} rows for {len(numbers)} numbers")
         else:
             items = [self._item(number) for number in numbers]
-        return [normalise_row(item, f"row {number}") for item, number in zip(items, numbers, strict=True)]
+        # A function may change the row it is given: it must not change the sequence's own dict.
+        return [detached(item) for item in items]
 
     def _item(self, number: int) -> Any:
         try:

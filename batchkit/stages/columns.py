@@ -19,14 +19,14 @@ __all__ = ["Cast", "Drop", "Rename", "Select"]
 
 
 def _names(names: Any, verb: str) -> tuple[str, ...]:
-    names = (names,) if isinstance(names, str) else tuple(names)
-    if not names or not all(isinstance(name, str) for name in names):
-        raise PipelineTypeError(f"{verb}() takes one or more leaf names, such as 'image' or 'meta/id', not {names!r}")
-    return names
+    given: tuple[str, ...] = (names,) if isinstance(names, str) else tuple(names)
+    if not given or not all(isinstance(name, str) for name in given):
+        raise PipelineTypeError(f"{verb}() takes one or more leaf names, such as 'image' or 'meta/id', not {given!r}")
+    return given
 
 
 def _missing(name: str, tree: Tree, verb: str) -> MissingLeafError:
-    known = tree_.paths(tree_.flatten(tree)[1])
+    known = list(tree_.paths(tree_.flatten(tree)[1]))
     return MissingLeafError(
         f"{verb}: there is no leaf {name!r}{nearest(name, known)} (there are: {', '.join(known) or 'none with a name'})"
     )
@@ -37,7 +37,7 @@ def _covers(name: str, path: str) -> bool:
 
 
 def _check_names(names: tuple[str, ...] | Mapping[str, Any], tree: Tree, verb: str) -> None:
-    known = tree_.paths(tree_.flatten(tree)[1])
+    known = list(tree_.paths(tree_.flatten(tree)[1]))
     for name in names:
         if not any(_covers(name, path) for path in known):
             raise _missing(name, tree, verb)
@@ -128,7 +128,9 @@ class Rename(ColumnStage):
             for key, value in tree.items():
                 new = self.names.get(f"{prefix}{key}", key)
                 if new in renamed or (new != key and new in tree and f"{prefix}{new}" not in self.names):
-                    raise SchemaError(f"{self.label} would give two leaves the name {new!r}: drop or rename the other one")
+                    raise SchemaError(
+                        f"{self.label} would give two leaves the name {new!r}: drop or rename the other one"
+                    )
                 renamed[new] = self._renamed(value, f"{prefix}{key}/")
             return renamed
         if isinstance(tree, tuple):

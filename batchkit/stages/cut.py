@@ -56,7 +56,9 @@ def with_mask(columns: Tree, mask: Any) -> Tree:
     """
     if isinstance(columns, dict):
         if "mask" in columns:
-            raise SchemaError("batch(remainder='pad') adds a leaf 'mask', but there is one: rename it, .rename(mask='...')")
+            raise SchemaError(
+                "batch(remainder='pad') adds a leaf 'mask', but there is one: rename it, .rename(mask='...')"
+            )
         return {**columns, "mask": mask}
     if isinstance(columns, tuple) and not hasattr(columns, "_fields"):
         return (*columns, mask)
