@@ -11,7 +11,7 @@ import numpy.typing as npt
 from batchkit import tree as tree_
 from batchkit.tree import Tree
 
-__all__ = ["DTYPES", "assert_same", "assert_same_tree", "sample"]
+__all__ = ["DTYPES", "assert_same", "assert_same_tree", "dtype_id", "sample"]
 
 _BITS = {"float4_e2m1fn": 4, "float6_e2m3fn": 6, "int2": 2, "int4": 4, "uint4": 4}
 _EXTENDED = ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu", *_BITS)
@@ -26,13 +26,25 @@ def _extended() -> list[np.dtype[Any]]:
     return [np.dtype(getattr(ml_dtypes, name)) for name in _EXTENDED if hasattr(ml_dtypes, name)]
 
 
+_NUMBERS = (
+    *("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"),
+    # On most machines second types beside int64 and uint64: equal to them, and yet another C type.
+    *("longlong", "ulonglong"),
+    *("float16", "float32", "float64", "longdouble", "complex64", "complex128", "clongdouble"),
+)
+
 DTYPES: tuple[np.dtype[Any], ...] = (
-    *(np.dtype(code) for code in "?bBhHiIqQefdgFDG"),
+    *(np.dtype(name) for name in _NUMBERS),
     *(np.dtype(text) for text in ("S5", "U5", "datetime64[ns]", "timedelta64[ms]")),
     np.dtype([("id", "int32"), ("weight", "float32")]),
     *_extended(),
 )
 """What a data set may be made of; a backend takes each as it is, or refuses it by name."""
+
+
+def dtype_id(dtype: np.dtype[Any]) -> str:
+    """Return how pytest names the check of a dtype."""
+    return {"q": "longlong", "Q": "ulonglong"}.get(dtype.char, str(dtype).replace(" ", ""))
 
 
 def sample(dtype: np.dtype[Any], shape: tuple[int, ...], seed: int = 0) -> npt.NDArray[Any]:

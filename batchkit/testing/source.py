@@ -46,7 +46,9 @@ class SourceConformance:
         for path, spec, column in zip(tree_.paths(nesting), specs, columns, strict=True):
             where = tree_.leaf_label(path)
             assert isinstance(spec, LeafSpec), f"{where}: the schema must be a tree of LeafSpec"
-            assert _fits(spec, column), f"{where}: the schema says {spec}, gather gives {column.dtype}{column.shape[1:]}"
+            assert _fits(spec, column), (
+                f"{where}: the schema says {spec}, gather gives {column.dtype}{column.shape[1:]}"
+            )
 
     def test_gather_follows_the_order_asked_for(self) -> None:
         """Row numbers in any order give the rows in that order."""
@@ -133,7 +135,9 @@ def _fits(spec: LeafSpec, column: npt.NDArray[Any]) -> bool:
     sides = zip(spec.shape, column.shape[1:], strict=False)
     shape_fits = len(spec.shape) == column.ndim - 1 and all(side in (None, length) for side, length in sides)
     # A text dtype without a size means any length.
-    return shape_fits and (spec.dtype == column.dtype or (spec.dtype.kind == column.dtype.kind and spec.dtype.kind in "US"))
+    return shape_fits and (
+        spec.dtype == column.dtype or (spec.dtype.kind == column.dtype.kind and spec.dtype.kind in "US")
+    )
 
 
 def _as_arrays(row: Tree, nesting: tree_.TreeDef, columns: Sequence[npt.NDArray[Any]]) -> Tree:
@@ -142,5 +146,9 @@ def _as_arrays(row: Tree, nesting: tree_.TreeDef, columns: Sequence[npt.NDArray[
     if own != nesting:
         return row
     return tree_.unflatten(
-        own, [leaf if isinstance(leaf, np.ndarray) else np.asarray(leaf, c.dtype) for leaf, c in zip(leaves, columns, strict=True)]
+        own,
+        [
+            leaf if isinstance(leaf, np.ndarray) else np.asarray(leaf, c.dtype)
+            for leaf, c in zip(leaves, columns, strict=True)
+        ],
     )

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from batchkit.casting import cast_mend
 from batchkit.errors import BackendError
 from batchkit.tree import leaf_label
 
@@ -62,15 +63,11 @@ def _mend(dtype: np.dtype[Any], leaf: str) -> str:
     if dtype.names:
         mend = "Make each field a leaf of its own in a map()"
     elif dtype.kind == "f":
-        mend = _cast(leaf, "float64")
+        mend = f"Add {cast_mend(leaf, np.dtype('float64'))}"
     elif dtype.kind == "c":
-        mend = _cast(leaf, "complex128")
+        mend = f"Add {cast_mend(leaf, np.dtype('complex128'))}"
     elif dtype.kind in "mM":
-        mend = f"{_cast(leaf, 'int64')} where its count is what you want"
+        mend = f"Add {cast_mend(leaf, np.dtype('int64'))} where its count is what you want"
     else:
         mend = "Turn it into numbers of another dtype in a map()"
     return f"{mend}, or leave it out with .drop({leaf!r})" if leaf else mend
-
-
-def _cast(leaf: str, dtype: str) -> str:
-    return f'Add .cast({leaf}="{dtype}")' if leaf.isidentifier() else f'Add .cast({{{leaf!r}: "{dtype}"}})'
