@@ -16,10 +16,10 @@ from batchkit.config.keys import TOP
 from batchkit.config.overrides import loader_options, override, parse_assignment
 from batchkit.config.problems import ConfigNotFoundError, Problems
 from batchkit.config.schema import json_schema
-from batchkit.errors import BatchkitError, PipelineError, SourceError, UnknownNameError, nearest
+from batchkit.errors import BatchkitError, ConfigError, PipelineError, SourceError, UnknownNameError, nearest
 from batchkit.loader import Loader
 from batchkit.pipeline import Pipeline
-from batchkit.plugins import Plugins, installed, local_path
+from batchkit.plugins import Plugins, installed
 
 __all__ = ["ConfigNotFoundError", "json_schema", "load", "parse_assignment"]
 
@@ -54,14 +54,14 @@ def load(
     loader_changes = {
         name.removeprefix("loader."): changes.pop(name) for name in [*changes] if name.startswith("loader.")
     }
-    problems = Problems(file.name, dict.fromkeys(changes, "override"))
+    problems = Problems(file.name)
     check_keys("", file.content, TOP, problems)
     plugins = _local_plugins(file, allow_imports, problems)
     registry = installed().with_local(plugins, file.folder)
-    for content in _pipelines(file.content).values():
-        expand_stages(content.get("stages"), registry)
     chosen = _chosen(file.content, pipeline, problems)
+    _expand(file.content, registry)
     override(file.content, changes, chosen, problems)
+    _expand(file.content, registry)  # an override may have brought a stage in another form
     checker = Checker(file.folder, registry, problems, allow_imports)
     checked = {place: checker.pipeline(place, content) for place, content in _pipelines(file.content).items()}
     loader_changes.update(loader_overrides)
@@ -69,11 +69,15 @@ def load(
     _check_names(options, places, registry, problems)
     problems.check()
     place = "pipeline" if chosen is None else f"pipelines.{chosen}"
-    return Loader(_built(checked[place], place, problems), plugins=plugins, **options)
+    made = _built(checked[place], place, problems)
+    try:
+        return Loader(made, plugins=registry, **options)
+    except PipelineError as exc:
+        raise ConfigError(f"{file.name}: {place}: {exc}") from exc
 
 
 def _local_plugins(file: ConfigFile, allow_imports: bool, problems: Problems) -> list[str]:
-    """Import the plugins that a file names, and return where they are, whatever the current folder."""
+    """Import the plugins that a file names, and return those that work."""
     usable = []
     given = file.content.get("plugins")
     for index, path in enumerate(given if isinstance(given, list) else ()):
@@ -91,7 +95,7 @@ def _local_plugins(file: ConfigFile, allow_imports: bool, problems: Problems) ->
         except BatchkitError as exc:
             problems.add(f"plugins[{index}]", str(exc), exc)
         else:
-            usable.append(local_path(path, file.folder))
+            usable.append(path)
     return usable
 
 
@@ -101,6 +105,11 @@ def _pipelines(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     places = {f"pipelines.{name}": pipe for name, pipe in several.items()} if isinstance(several, dict) else {}
     places["pipeline"] = content.get("pipeline")
     return {place: pipe for place, pipe in places.items() if isinstance(pipe, dict)}
+
+
+def _expand(content: Mapping[str, Any], registry: Plugins) -> None:
+    for pipe in _pipelines(content).values():
+        expand_stages(pipe.get("stages"), registry)
 
 
 def _chosen(content: Mapping[str, Any], wanted: str | None, problems: Problems) -> str | None:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from batchkit.config.keys import (
-    FUNCTIONS,
     LOADER,
     PIPELINE,
     Function,
     Keys,
     Paths,
     check_value,
+    function_kind,
     keys_of_source,
     keys_of_stage,
 )
@@ -78,18 +78,18 @@ def _arguments(given: Any, keys: Keys) -> Any:
     first = next(iter(keys), None)
     if first is None:
         return given
-    if not isinstance(given, dict):
+    if not isinstance(given, dict) or _is_first(given, first, keys):
         given = {first: given}
-    elif len(keys) == 1 and first not in given and not any(isinstance(value, dict) for value in given.values()):
-        if _takes(keys, first, given):
-            given = {first: given}
-    if (
-        isinstance(given.get(first), str)
-        and not _takes(keys, first, given[first])
-        and _takes(keys, first, [given[first]])
-    ):
-        given[first] = [given[first]]
+    alone = given.get(first)
+    if isinstance(alone, str) and not _takes(keys, first, alone) and _takes(keys, first, [alone]):
+        given[first] = [alone]
     return given
+
+
+def _is_first(given: dict[str, Any], first: str, keys: Keys) -> bool:
+    """Say whether a mapping is the value of a stage's only field: ``cast: {image: float32}``."""
+    named = first in given or any(isinstance(value, dict) for value in given.values())
+    return len(keys) == 1 and not named and _takes(keys, first, given)
 
 
 def _takes(keys: Keys, name: str, value: Any) -> bool:
@@ -132,7 +132,8 @@ class Checker:
             return None
         keys, others = keys_of_source(factory)
         given = {name: value for name, value in content.items() if name != "kind"}
-        if not check_keys(place, given, keys, self.problems, others) or not self._import(place, given, keys):
+        valid = check_keys(place, given, keys, self.problems, others)
+        if not self._import(place, given, keys) or not valid:
             return None
         for name in _PATHS:
             if name in given:
@@ -161,20 +162,23 @@ class Checker:
         if not isinstance(given, dict):
             self.problems.add(place, f"takes {', '.join(keys) or 'no arguments'}, not {given!r}")
             return None
-        if not check_keys(place, given, keys, self.problems) or not self._import(place, given, keys):
+        valid = check_keys(place, given, keys, self.problems)
+        if not self._import(place, given, keys) or not valid:
             return None
         with self._noting(place), importable(self.folder):
             return stage.from_arguments(given)  # type: ignore[no-any-return]
         return None
 
     def _import(self, place: str, given: dict[str, Any], keys: Keys) -> bool:
-        """Import the functions that are named, put them where the functions themselves are wanted; say if all went well."""
+        """Import the functions that are named, put them where they themselves are wanted; say if all went well."""
         well = True
-        for name in [name for name in given if name in keys and keys[name].hint in FUNCTIONS]:
-            function = self._function(f"{place}.{name}", given[name])
-            well = well and function is not None
-            if keys[name].hint is Function:
-                given[name] = function
+        for name, value in list(given.items()):
+            kind = function_kind(keys[name].hint) if name in keys and isinstance(value, str) else None
+            if kind is not None and _takes(keys, name, value):
+                function = self._function(f"{place}.{name}", value)
+                well = well and function is not None
+                if kind is Function:
+                    given[name] = function
         return well
 
     def _function(self, place: str, name: str) -> Callable[..., Any] | None:
@@ -185,8 +189,23 @@ class Checker:
                 "Leave allow_imports=False (--no-imports) out if you trust the file",
             )
             return None
+        module = name.partition(":")[0]
+        try:
+            import_beside(module, self.folder)
+        except ModuleNotFoundError as exc:
+            if exc.name is None or not f"{module}.".startswith(f"{exc.name}."):
+                self.problems.add(place, f"module {module!r} cannot be imported: {exc}", exc)
+            else:
+                beside = [file.stem for file in self.folder.glob("*.py")]
+                hint = nearest(exc.name, beside)
+                self.problems.add(
+                    place, f"there is no module {exc.name!r}, neither installed nor in {self.folder}{hint}", exc
+                )
+            return None
+        except (Exception, SystemExit) as exc:
+            self.problems.add(place, f"module {module!r} cannot be imported: {type(exc).__name__}: {exc}", exc)
+            return None
         with self._noting(place), importable(self.folder):
-            import_beside(name.partition(":")[0], self.folder)
             return resolve_function(name, "the function")
         return None
 
@@ -197,7 +216,7 @@ class Checker:
             yield
         except BatchkitError as exc:
             self.problems.add(place, str(exc), exc)
-        except (Exception, SystemExit) as exc:
+        except Exception as exc:  # a plugin's stage
             self.problems.add(place, f"{type(exc).__name__}: {exc}", exc)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import yaml
 
 from batchkit.config.problems import ConfigNotFoundError, Problems
@@ -21,7 +22,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["ConfigFile", "from_mapping", "read"]
+__all__ = ["ConfigFile", "Copier", "from_mapping", "read"]
 
 MOST_VALUES = 100_000
 """More are refused: a few lines of YAML aliases can stand for billions."""
@@ -72,7 +73,7 @@ def _checked(name: str, folder: Path, content: Any, problems: Problems) -> Confi
         raise ConfigError(f"{name} is empty: it needs at least 'pipeline' with a 'source'")
     if not isinstance(content, dict):
         raise ConfigError(f"{name} must be a mapping with the key 'pipeline', not a {type(content).__name__}")
-    copied = _Copier(problems).copy(content, "", 0)
+    copied = Copier(problems).copy(content, "")
     problems.check()
     return ConfigFile(name, folder, copied)
 
@@ -93,14 +94,15 @@ def _text(file: Path, name: str) -> str:
         raise ConfigError(f"{name} cannot be read: {exc}") from exc
 
 
-class _Copier:
+class Copier:
     """Copies plain values, so that what YAML aliases share can be changed in one place alone."""
 
     def __init__(self, problems: Problems) -> None:
         self.problems = problems
         self.values = 0
 
-    def copy(self, value: Any, place: str, depth: int) -> Any:
+    def copy(self, value: Any, place: str, depth: int = 0) -> Any:
+        """Return a value made of dicts, lists, text, numbers, booleans and ``None``; note what is not."""
         self.values += 1
         if self.values > MOST_VALUES or depth > DEEPEST:
             raise ConfigError(
@@ -117,8 +119,13 @@ class _Copier:
             return copied
         if isinstance(value, (list, tuple)):
             return [self.copy(inner, f"{place}[{index}]", depth + 1) for index, inner in enumerate(value)]
+        if isinstance(value, os.PathLike):
+            return os.fspath(value)
+        if isinstance(value, np.integer):
+            return int(value)
         if value is not None and not isinstance(value, (str, int, float)):
             self.problems.add(place, f"{value} is a {type(value).__name__}: if it is meant as text, put it in quotes")
+            return str(value)
         return value
 
 

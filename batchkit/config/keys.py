@@ -20,7 +20,6 @@ from pydantic import AfterValidator, Field, PlainValidator, TypeAdapter, Validat
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUndefinedAnnotation, PydanticUserError
 
 __all__ = [
-    "FUNCTIONS",
     "LOADER",
     "PIPELINE",
     "TOP",
@@ -28,8 +27,10 @@ __all__ = [
     "Keys",
     "check_text",
     "check_value",
+    "function_kind",
     "keys_of_source",
     "keys_of_stage",
+    "read_value",
 ]
 
 
@@ -91,8 +92,6 @@ Shard: TypeAlias = Annotated[
     ),
 ]
 
-FUNCTIONS = (Function, FunctionName)
-
 LOADER: Keys = MappingProxyType(
     {
         "backend": Key(
@@ -148,7 +147,11 @@ def keys_of_source(factory: Callable[..., Any]) -> tuple[Keys, bool]:
     hints = _hints(factory.__init__ if inspect.isclass(factory) else factory)
     keys = {}
     others = False
-    for name, parameter in inspect.signature(factory).parameters.items():
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (ValueError, TypeError):  # written in C: only calling it tells
+        return {}, True
+    for name, parameter in parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD:
             others = True
         elif parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
@@ -181,14 +184,23 @@ def _plain(name: str, hint: Any) -> Any:
     return hint
 
 
+def function_kind(hint: Any) -> Any:
+    """Return ``Function`` or ``FunctionName`` if that is what a text stands for, else ``None``."""
+    parts = typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
+    return None if str in parts else next((kind for kind in (Function, FunctionName) if kind in parts), None)
+
+
 def check_value(key: Key, value: Any) -> list[tuple[str, str]]:
-    """Return what is wrong with a value: the place in it, and what it should be there."""
-    adapter = adapter_of(key.hint)
+    """Return what is wrong with a plain value: the place in it, and what it should be there."""
+    return read_value(key, value)[1]
+
+
+def read_value(key: Key, value: Any) -> tuple[Any, list[tuple[str, str]]]:
+    """Return what a plain value stands for, and what is wrong with it."""
     try:
-        adapter.validate_json(json.dumps(value), strict=True)
+        return adapter_of(key.hint).validate_json(json.dumps(value), strict=True), []
     except ValidationError as exc:
-        return _said(exc, value)
-    return []
+        return None, _said(exc, value)
 
 
 def check_text(key: Key, text: str) -> tuple[Any, list[tuple[str, str]]]:
@@ -213,7 +225,7 @@ def _said(exc: ValidationError, value: Any) -> list[tuple[str, str]]:
     found: dict[str, Any] = {}
     for error in exc.errors(include_url=False):
         place, inner = _place(error["loc"], value)
-        text = error["msg"].removeprefix("Value error, ").removeprefix("Input ").removeprefix("should be ")
+        text = re.sub(r"^(Value error, )?(Input )?(should be )?|, unable to .*", "", error["msg"])
         wanted.setdefault(place, []).append(text)
         found[place] = inner
     return [

@@ -9,7 +9,8 @@ from typing import Any
 import yaml
 
 from batchkit.config.check import check_keys
-from batchkit.config.keys import LOADER, check_text, check_value
+from batchkit.config.files import Copier
+from batchkit.config.keys import LOADER, check_text, read_value
 from batchkit.config.problems import Problems
 from batchkit.errors import ConfigError, nearest
 
@@ -53,7 +54,7 @@ def override(content: dict[str, Any], changes: Mapping[str, Any], chosen: str | 
             continue
         if steps[0] == "pipeline" and chosen is not None:
             steps = ["pipelines", chosen, *steps[1:]]
-        _put(content, steps, value, name, problems)
+        _put(content, steps, Copier(problems).copy(value, f"override {name}"), name, problems)
 
 
 def _steps(name: str) -> list[str | int] | None:
@@ -76,10 +77,11 @@ def _put(content: Any, steps: list[str | int], value: Any, name: str, problems: 
         if content is None:
             problems.add("", f"override {name!r}: there is no {done} to change")
             return
-    if isinstance(content, list) and isinstance(last, int) and last < len(content):
+    in_list = isinstance(content, list) and isinstance(last, int) and last < len(content)
+    in_dict = isinstance(content, dict) and isinstance(last, str)
+    if in_list or in_dict:
         content[last] = value
-    elif isinstance(content, dict) and isinstance(last, str):
-        content[last] = value
+        problems.overridden.add(f"{done}[{last}]" if in_list else f"{done}.{last}")
     else:
         problems.add("", f"override {name!r}: there is no such place in {done}")
 
@@ -98,22 +100,25 @@ def loader_options(
     places: dict[str, str] = {}
     if isinstance(given, dict):
         check_keys("loader", given, LOADER, problems)
-        options.update(given)
-        places.update({name: f"loader.{name}" for name in given})
+        for name in [name for name in given if name in LOADER]:
+            options[name], places[name] = read_value(LOADER[name], given[name])[0], f"loader.{name}"
     for name, key in LOADER.items():
-        text = environment.get(f"{_PREFIX}{name.upper()}", "")
+        variable = f"{_PREFIX}{name.upper()}"
+        text = environment.get(variable, "")
         if text:
             options[name], wrong = check_text(key, text)
-            places[name] = f"{_PREFIX}{name.upper()}"
+            places[name] = variable
             for _, problem in wrong:
-                problems.add(places[name], problem)
+                problems.add(variable, problem)
     for name, value in changes.items():
         place = f"override loader.{name}"
         if name not in LOADER:
             problems.add(place, f"there is no such key{nearest(name, list(LOADER))} (valid: {', '.join(LOADER)})")
-        elif value is not None:
-            for where, problem in check_value(LOADER[name], value) if isinstance(value, _PLAIN) else ():
-                problems.add(place + where, problem)
-            options[name] = value
+        elif isinstance(value, _PLAIN):
+            options[name], wrong = read_value(LOADER[name], Copier(problems).copy(value, place))
             places[name] = place
+            for where, problem in wrong:
+                problems.add(place + where, problem)
+        elif value is not None:  # an object, such as a Backend: the Loader knows what to make of it
+            options[name], places[name] = value, place
     return options, places

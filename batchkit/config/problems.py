@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from batchkit.errors import ConfigError
@@ -19,15 +18,15 @@ class Problems:
     """The problems of one config; ``subject`` is how messages name it."""
 
     subject: str
-    origins: Mapping[str, str] = field(default_factory=dict)
-    """Where the value at a place came from, if not from the file: ``{"loader.workers": "override"}``."""
+    overridden: set[str] = field(default_factory=set)
+    """The places whose value is not from the file."""
     found: list[str] = field(default_factory=list)
     cause: BaseException | None = None
 
     def add(self, place: str, text: str, cause: BaseException | None = None) -> None:
         """Note a problem; ``place`` is a path such as ``pipeline.stages[1].batch.size``."""
-        origin = next((origin for given, origin in self.origins.items() if f"{place}.".startswith(f"{given}.")), None)
-        where = f"{place} ({origin})" if origin else place
+        changed = any(place == given or place.startswith((f"{given}.", f"{given}[")) for given in self.overridden)
+        where = f"{place} (override)" if changed else place
         self.found.append(f"{where}: {text}" if where else text)
         self.cause = self.cause or cause
 

@@ -11,10 +11,10 @@ from typing import Any
 from batchkit.config.keys import LOADER, TOP, Key, Keys, adapter_of, keys_of_source, keys_of_stage
 from batchkit.plugins import Plugins, installed
 
-__all__ = ["json_schema"]
+__all__ = ["LIMITS", "json_schema"]
 
 # What the dataclasses of the stages refuse when they are made, beyond their types.
-_LIMITS: Mapping[tuple[str, str], Mapping[str, Any]] = MappingProxyType(
+LIMITS: Mapping[tuple[str, str], Mapping[str, Any]] = MappingProxyType(
     {
         ("batch", "size"): {"minimum": 1},
         ("batch", "remainder"): {"enum": ["keep", "drop", "pad"]},
@@ -109,7 +109,7 @@ def _stage(verb: str, plugins: Plugins) -> dict[str, Any]:
 def _object(keys: Keys, verb: str = "") -> dict[str, Any]:
     return {
         "type": "object",
-        "properties": {name: _value(key, _LIMITS.get((verb, name), {})) for name, key in keys.items()},
+        "properties": {name: _value(key, LIMITS.get((verb, name), {})) for name, key in keys.items()},
         "required": [name for name, key in keys.items() if key.required],
         "additionalProperties": False,
     }

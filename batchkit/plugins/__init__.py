@@ -12,8 +12,8 @@ first installed plugin, in the order of their distributions' names.
 
 from __future__ import annotations
 
-from batchkit.plugins.discovery import import_beside, importable, local_path
-from batchkit.plugins.identity import wrong_package
+from batchkit.plugins.discovery import import_beside, importable
+from batchkit.plugins.identity import version, wrong_package
 from batchkit.plugins.registry import PluginInfo, Plugins, installed
 
-__all__ = ["PluginInfo", "Plugins", "import_beside", "importable", "installed", "local_path", "wrong_package"]
+__all__ = ["PluginInfo", "Plugins", "import_beside", "importable", "installed", "version", "wrong_package"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from types import MappingProxyType, ModuleType
 from typing import Any, TypeAlias
 
@@ -95,7 +95,7 @@ def _named(candidate: Candidate, kind: str, results: Sequence[Any]) -> dict[str,
         if not isinstance(result, Mapping):
             raise BackendError(f"{candidate}: {hook}() gave a {type(result).__name__}. Write: {_signature(hook)}")
         for name, offer in result.items():
-            valid = inspect.isclass(offer) if kind == "stages" else callable(offer)
+            valid = inspect.isclass(offer) and is_dataclass(offer) if kind == "stages" else callable(offer)
             if not isinstance(name, str) or not valid:
                 raise BackendError(f"{candidate}: {hook}() gave {name!r}: {offer!r}. Write: {_signature(hook)}")
         named.update(result)

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -95,7 +95,15 @@ def _load_file(file: Path) -> ModuleType:
         del sys.modules[name]
         raise
     module.__batchkit_stamp__ = stamp  # type: ignore[attr-defined]
+    _take_along(module)
     return module
+
+
+def _take_along(module: ModuleType) -> None:
+    """Have cloudpickle send a module by value: a worker process could not import it by its name."""
+    import cloudpickle  # only those who have such modules need it
+
+    cloudpickle.register_pickle_by_value(module)
 
 
 @contextlib.contextmanager
@@ -119,10 +127,20 @@ def import_beside(name: str, folder: str | os.PathLike[str]) -> ModuleType:
             from elsewhere, so that the one in ``folder`` cannot be.
     """
     top = name.partition(".")[0]
+    before = set(sys.modules)
     with importable(folder):
         module = importlib.import_module(name)
-    here = [file for file in (Path(folder, f"{top}.py"), Path(folder, top, "__init__.py")) if file.is_file()]
     origin = getattr(sys.modules[top], "__file__", None)
+    here = _files(top, folder)
     if here and not (origin and any(file.samefile(origin) for file in here)):
         raise ImportError(f"{here[0]} cannot be imported, because {top!r} was imported from {origin} before: rename it")
+    if not any(os.path.realpath(entry) == os.path.realpath(folder) for entry in sys.path):
+        for new in set(sys.modules) - before:
+            if _files(new.partition(".")[0], folder):
+                _take_along(sys.modules[new])
     return module
+
+
+def _files(top: str, folder: str | os.PathLike[str]) -> list[Path]:
+    """Return the files in a folder that a top-level module of that name could be."""
+    return [file for file in (Path(folder, f"{top}.py"), Path(folder, top, "__init__.py")) if file.is_file()]

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from importlib.metadata import Distribution
@@ -35,12 +33,12 @@ def wrong_package() -> str | None:
     from importlib import metadata
 
     here = Path(sys.modules["batchkit"].__file__ or "").resolve().parent
-    mend = f"pip uninstall batchkit, then pip install --force-reinstall {PROJECT}"
+    reinstall = f"pip install --force-reinstall {PROJECT}"
     with contextlib.suppress(metadata.PackageNotFoundError):
         other = metadata.distribution("batchkit")
         return (
             f"the distribution 'batchkit' {other.version} in {other.locate_file('')} is another project "
-            f"that is imported by the same name: {mend}"
+            f"that is imported by the same name: pip uninstall batchkit, then {reinstall}"
         )
     try:
         ours = metadata.distribution(PROJECT)
@@ -49,16 +47,19 @@ def wrong_package() -> str | None:
     expected = _package_folder(ours)
     if expected is None or expected == here:
         return None
+    mend = f"start Python from another folder, or {reinstall}"
     return f"'import batchkit' finds {here}, but {PROJECT} {ours.version} is in {expected}: {mend}"
 
 
 def _package_folder(distribution: Distribution) -> Path | None:
     """Return where a distribution put the package ``batchkit``, or ``None`` where its records do not tell."""
-    for file in distribution.files or ():
-        if file.parts == ("batchkit", "__init__.py"):
-            return Path(str(distribution.locate_file(file))).resolve().parent
+    if any(line.startswith("batchkit/__init__.py,") for line in (distribution.read_text("RECORD") or "").splitlines()):
+        return Path(str(distribution.locate_file("batchkit"))).resolve()
     with contextlib.suppress(ValueError, KeyError, TypeError):  # installed as editable: PEP 610 has its folder
-        from urllib.request import url2pathname  # imports the whole of http and ssl
+        # Imported here: only installations like this one need them, and they take longer than all of this package.
+        import json
+        from urllib.parse import urlsplit
+        from urllib.request import url2pathname
 
         url = urlsplit(json.loads(distribution.read_text("direct_url.json") or "")["url"])
         folder = Path(url2pathname(url.path), "batchkit")
