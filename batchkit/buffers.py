@@ -8,11 +8,11 @@ When all are held the pool grows; it never waits, and never hands out what is st
 
 from __future__ import annotations
 
-import sys
 import threading
 import warnings
 from collections import deque
 from collections.abc import Callable
+from sys import getrefcount
 from typing import Any, Protocol
 
 import numpy as np
@@ -47,10 +47,6 @@ class HostMemory(Protocol):
         ...
 
 
-def _references(entry: tuple[npt.NDArray[Any], npt.NDArray[Any]]) -> int:
-    return sys.getrefcount(entry[0])
-
-
 class _Ring:
     """The columns of one leaf: all of one dtype, row shape and capacity, oldest lease first."""
 
@@ -67,17 +63,17 @@ class _Ring:
     def lease(self, rows: int) -> npt.NDArray[Any]:
         """Return a column of ``rows`` rows that nobody else refers to."""
         with self._lock:
+            columns = self._columns
             if rows > self._capacity:
                 self._capacity = rows
-                self._columns.clear()
+                columns.clear()
             self._leases += 1
             if self._leases % _TRIM_EVERY == 0:
                 self._trim()
-            columns = self._columns
             for _ in range(min(len(columns), _LOOKED_AT)):
-                entry = columns.popleft()
-                columns.append(entry)
-                references = _references(entry)
+                entry = columns[0]
+                columns.rotate(-1)
+                references = getrefcount(entry[0])
                 if references == self._baseline:
                     return entry[1][:rows]
                 if references < self._baseline:  # a transient reference was counted: a held slot would look free
@@ -93,13 +89,12 @@ class _Ring:
         entry = (column if root is None else root, column)
         del root
         self._columns.append(entry)
-        baseline = _references(entry) if column is not entry[0] else _references(entry) - 1
         # One count for all: allocate() makes every column in the same way.
-        self._baseline = self._baseline or baseline
+        self._baseline = self._baseline or getrefcount(entry[0]) - (column is entry[0])
         return column
 
     def _trim(self) -> None:
-        free = [entry for entry in self._columns if _references(entry) == self._baseline]
+        free = [entry for entry in self._columns if getrefcount(entry[0]) == self._baseline]
         if len(free) > max(_LOOKED_AT, len(self._columns) // 2):
             doomed = {id(entry) for entry in free[len(free) // 2 :]}
             self._columns = deque(entry for entry in self._columns if id(entry) not in doomed)

@@ -88,7 +88,7 @@ class Loader:
         )
         self._slots = Slots(self.backend, narrow)
         self._lock = threading.RLock()
-        self._epoch, self._step, self._starts_here = 0, 0, True
+        self._cursor = _Cursor(0, 0, fresh=True)
         self._current: weakref.ref[BatchIterator] | None = None
         self._iterators: weakref.WeakSet[BatchIterator] = weakref.WeakSet()
         self._schema: Tree = None
@@ -119,7 +119,7 @@ class Loader:
     @property
     def epoch(self) -> int:
         """The epoch being iterated over, or, between two, the one that comes next."""
-        return self._epoch
+        return self._cursor.epoch
 
     @property
     def schema(self) -> Tree:
@@ -177,11 +177,10 @@ class Loader:
             current = self._current() if self._current is not None else None
             if current is not None and current.joined():
                 return current
-            if not self._starts_here:
-                self._epoch, self._step = self._epoch + 1, 0
-            self._starts_here = False
-            iterator = self._iterator(self._epoch, self._step, (0, 1), follow=True)
-            self._current = weakref.ref(iterator)
+            before = self._cursor
+            cursor = _Cursor(before.epoch, before.step) if before.fresh else _Cursor(before.epoch + 1, 0)
+            iterator = self._iterator(cursor, (0, 1), moves_on=True)
+            self._cursor, self._current = cursor, weakref.ref(iterator)
             return iterator
 
     def iterate(self, epoch: int, part: tuple[int, int] = (0, 1), start: int = 0) -> BatchIterator:
@@ -191,21 +190,17 @@ class Loader:
         """
         with self._lock:
             self._check_open()
-            return self._iterator(at_least(epoch, "epoch", 0), at_least(start, "start", 0), part, follow=False)
+            cursor = _Cursor(at_least(epoch, "epoch", 0), at_least(start, "start", 0))
+            return self._iterator(cursor, part, moves_on=False)
 
-    def _iterator(self, epoch: int, start: int, part: tuple[int, int], follow: bool) -> BatchIterator:
-        iterator = BatchIterator(self, epoch, start, part, follow)
+    def _iterator(self, cursor: _Cursor, part: tuple[int, int], moves_on: bool) -> BatchIterator:
+        iterator = BatchIterator(self, cursor, part, moves_on)
         self._iterators.add(iterator)
         return iterator
 
     def _check_open(self) -> None:
         if self._closed:
             raise PipelineError("this loader is closed. Make a new one, or leave close() and the with statement out")
-
-    def _delivered(self, iterator: BatchIterator, epoch: int, step: int, ended: bool) -> None:
-        """Note what the caller has got; only the newest iteration counts."""
-        if self._current is not None and self._current() is iterator:
-            self._epoch, self._step, self._starts_here = (epoch + 1, 0, True) if ended else (epoch, step, False)
 
     def _check_alike(self, host: Tree, epoch: int, number: int) -> None:
         if self._likeness is None:
@@ -221,7 +216,7 @@ class Loader:
         JSON-able, of constant size, and the same for every rank, executor and backend.
         """
         with self._lock:
-            epoch, step = self._epoch, self._step
+            epoch, step = self._cursor.epoch, self._cursor.step
         if self.plan.steps_per_epoch is not None and step >= self.plan.steps_per_epoch:
             epoch, step = epoch + 1, 0
         return {"version": STATE_VERSION, "epoch": epoch, "step": step, "pipeline": self._fingerprint()}
@@ -245,8 +240,7 @@ class Loader:
             epoch, step = epoch + 1, 0
         with self._lock:
             self._check_open()
-            self._epoch, self._step, self._starts_here = epoch, step, True
-            self._current = None
+            self._cursor, self._current = _Cursor(epoch, step, fresh=True), None
 
     # -- handing over
 
@@ -284,30 +278,40 @@ class Loader:
         self.close()
 
 
+class _Cursor:
+    """Where an iteration is: ``step`` batches of ``epoch`` were delivered. ``fresh``: the next one starts here."""
+
+    __slots__ = ("epoch", "fresh", "step")
+
+    def __init__(self, epoch: int, step: int, fresh: bool = False) -> None:
+        self.epoch, self.step, self.fresh = epoch, step, fresh
+
+
 class BatchIterator(Iterator[Tree]):
     """The batches of one epoch, in order. Several threads may share it: each batch goes to exactly one."""
 
-    def __init__(self, loader: Loader, epoch: int, start: int, part: tuple[int, int], follow: bool) -> None:
-        self._loader, self._part, self._follow = loader, part, follow
+    def __init__(self, loader: Loader, cursor: _Cursor, part: tuple[int, int], moves_on: bool) -> None:
+        self._loader, self._cursor, self._part, self._moves_on = loader, cursor, part, moves_on
         self._lock = threading.Lock()
         self._threads = {threading.get_ident()}
         self._done = self._closed = False
         self._put, self._device = loader.backend.put, loader.device
+        self._statistics = loader.statistics
         self._checks = loader.plan.has_functions or loader.plan.by_row
-        self._begin(epoch, start)
+        self._begin()
 
-    def _begin(self, epoch: int, start: int) -> None:
-        loader, (index, every) = self._loader, self._part
-        self._epoch, self._started = epoch, start
-        self._number, self._every = start + (index - start) % every, every
+    def _begin(self) -> None:
+        loader, cursor, (index, every) = self._loader, self._cursor, self._part
+        self._started = cursor.step
+        self._number, self._every = cursor.step + (index - cursor.step) % every, every
+        steps = loader.plan.steps(cursor.epoch, cursor.step, self._part)
         work = _Work(loader.plan, loader._slots)
-        steps = loader.plan.steps(epoch, start, self._part)
         self._run = loader.executor.run(work, steps, loader.prefetch + max(loader.workers, 1))
 
     @property
     def epoch(self) -> int:
         """The epoch that is iterated over."""
-        return self._epoch
+        return self._cursor.epoch
 
     def joined(self) -> bool:
         """Let another thread take part, if the epoch is still going on."""
@@ -326,7 +330,7 @@ class BatchIterator(Iterator[Tree]):
                 return self._over()
             asked = time.perf_counter()
             batch = self._deliver()
-            self._loader.statistics.add(time.perf_counter() - asked)
+            self._statistics.add(time.perf_counter() - asked)
             return batch
 
     def _deliver(self) -> Tree:
@@ -334,7 +338,7 @@ class BatchIterator(Iterator[Tree]):
         try:
             host = next(self._run)
             if self._checks:
-                self._loader._check_alike(host, self._epoch, number)
+                self._loader._check_alike(host, self._cursor.epoch, number)
             batch = self._put(host, self._device)
         except StopIteration:
             return self._ended()
@@ -345,22 +349,23 @@ class BatchIterator(Iterator[Tree]):
             self.close()
             raise
         self._number = number + self._every
-        if self._follow:
-            self._loader._delivered(self, self._epoch, number + 1, ended=False)
+        self._cursor.step = number + 1
         return batch
 
     def _ended(self) -> Tree:
         if self._closed:
             return self._over()
         self._run.close()
-        if self._follow and self._number == self._started > 0 and not self._loader.plan.indexed:
-            # Only now is it known that the state was taken after a generator's last batch.
-            self._begin(self._epoch + 1, 0)
-            self._loader._delivered(self, self._epoch, 0, ended=False)
-            return self._deliver()
+        cursor = self._cursor
+        if self._moves_on:
+            at_the_end = self._number == self._started > 0
+            cursor.epoch, cursor.step = cursor.epoch + 1, 0
+            if at_the_end and not self._loader.plan.indexed:
+                # Only now is it known that the state was taken after a generator's last batch.
+                self._begin()
+                return self._deliver()
+            cursor.fresh = True
         self._done = True
-        if self._follow:
-            self._loader._delivered(self, self._epoch, 0, ended=True)
         raise StopIteration
 
     def _over(self) -> Tree:
@@ -377,14 +382,14 @@ class BatchIterator(Iterator[Tree]):
 class _Work:
     """A plan together with the memory it writes to, as executors see it."""
 
-    __slots__ = ("plan", "slots")
+    __slots__ = ("_slots", "_with")
 
     def __init__(self, plan: Plan, slots: Slots) -> None:
-        self.plan, self.slots = plan, slots
+        self._with, self._slots = plan.compute, slots
 
     def compute(self, step: Any) -> Tree:
         """Return the host batch of a step."""
-        return self.plan.compute(step, self.slots)
+        return self._with(step, self._slots)
 
 
 def _checked_backend(backend: Any) -> Backend:

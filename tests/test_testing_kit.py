@@ -338,13 +338,21 @@ WRONG_BACKENDS = [
 ]
 
 
+RACES: dict[Any, set[str]] = {
+    # Whether the memory is overwritten before it is looked at depends on how far the loader runs ahead.
+    SharesWhatIsUnderneath: {"test_as_dataset_yields_the_batches"},
+}
+
+
 @pytest.mark.parametrize(("wrong", "expected"), WRONG_BACKENDS, ids=names_of(WRONG_BACKENDS))
 def test_a_wrong_backend_fails_its_check(wrong: Callable[[], Any], expected: set[str]) -> None:
     class Checks(BackendConformance):
         def make_backend(self) -> Any:
             return wrong()
 
-    assert failing(Checks) == expected
+    found = failing(Checks)
+    assert expected <= found
+    assert found <= expected | RACES.get(wrong, set())
 
 
 class Rows:

@@ -81,6 +81,8 @@ class _Memory(NamedTuple):
 
     leases: list[Callable[[int], npt.NDArray[Any]]]
     narrowed: list[int]
+    takes: list[Callable[..., Any]] | None
+    """``leaf.take`` for every leaf, where the source is nothing but arrays that can be taken from."""
 
 
 class SourceRows:
@@ -95,16 +97,17 @@ class SourceRows:
         self._by_row = hasattr(source, "read")
         if not self._by_row:
             specs, self._treedef = tree_.flatten(source.schema)
+            self._unflatten = self._treedef.unflatten
             self._specs = [
                 (path, spec.dtype, spec.shape) for path, spec in zip(tree_.paths(self._treedef), specs, strict=True)
             ]
 
     def read(self, positions: Positions, epochs: Epochs, slots: SlotPool) -> Rows:
-        ids = np.arange(positions.start, positions.stop) if isinstance(positions, range) else positions
+        ids = np.arange(positions.start, positions.stop) if type(positions) is range else positions
         try:
             if self._by_row:
                 return Rows(ids, epochs, items=self._source.read(ids))
-            return Rows(ids, epochs, columns=tree_.unflatten(self._treedef, self._gather(ids, slots)))
+            return Rows(ids, epochs, self._unflatten(self._gather(ids, slots)))
         except BatchkitError:
             raise
         except Exception as exc:
@@ -115,7 +118,10 @@ class SourceRows:
         memory = slots.prepared.get(self) or self._prepare(slots)
         rows = len(ids)
         columns = [lease(rows) for lease in memory.leases]
-        if memory.narrowed:
+        if memory.takes is not None:
+            for take, column in zip(memory.takes, columns):  # noqa: B905  # once a batch: strict costs
+                take(ids, 0, column, "clip")  # mode="raise" would go through a buffer
+        elif memory.narrowed:
             self._fill_narrowed(ids, columns, memory.narrowed, slots)
         else:
             self._fill(ids, columns)
@@ -129,7 +135,8 @@ class SourceRows:
             leases.append(slots.lessor(index, host, shape))
             if host != dtype:
                 narrowed.append(index)
-        slots.prepared[self] = memory = _Memory(leases, narrowed)
+        takes = self._source.takes if isinstance(self._source, ArraySource) and not narrowed else None
+        slots.prepared[self] = memory = _Memory(leases, narrowed, takes)
         return memory
 
     def _fill(self, ids: npt.NDArray[np.int64], columns: list[npt.NDArray[Any]]) -> None:
@@ -182,8 +189,7 @@ class OrderedRows:
         self._locate: Locator = stage.locator(before.length, ordinal)
 
     def read(self, positions: Positions, epochs: Epochs, slots: SlotPool) -> Rows:
-        positions, epochs = self._locate(positions, epochs)
-        return self._before.read(positions, epochs, slots)
+        return self._before.read(*self._locate(positions, epochs), slots)
 
 
 class CalledRows:
@@ -213,7 +219,8 @@ class CutRows:
         start = number * self.size
         have = self.size if self.rows is None else min(self.size, self.rows - start)
         if shard == (0, 1) and not self.pads:
-            return self._columns(self._before.read(range(start, start + have), epoch, slots), slots)
+            rows = self._before.read(range(start, start + have), epoch, slots)
+            return rows if rows.items is None else self._columns(rows, slots)
         cut = self.size if self.pads else have
         rank, world = shard
         low, high = cut * rank // world, cut * (rank + 1) // world

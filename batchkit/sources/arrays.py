@@ -36,7 +36,8 @@ class ArraySource:
         self.leaves = [self._plain(leaf, path) for leaf, path in zip(leaves, self.paths, strict=True)]
         self._length = self._common_length()
         # take() of anything else than a well-behaved array copies the whole array first.
-        self._takes = [leaf.flags.c_contiguous and leaf.flags.aligned and leaf.dtype.isnative for leaf in self.leaves]
+        plain = [leaf.flags.c_contiguous and leaf.flags.aligned and leaf.dtype.isnative for leaf in self.leaves]
+        self._plain_leaves = plain
         self._fingerprint: str | None = None
 
     def _plain(self, leaf: Any, path: str) -> npt.NDArray[Any]:
@@ -93,9 +94,14 @@ class ArraySource:
         self.gather_leaves(rows, places)
         return out
 
+    @property
+    def takes(self) -> list[Any] | None:
+        """The ``take`` method of every leaf; ``None`` where one of them would copy the whole leaf."""
+        return [leaf.take for leaf in self.leaves] if all(self._plain_leaves) else None
+
     def gather_leaves(self, rows: npt.NDArray[np.int64], columns: list[npt.NDArray[Any]]) -> None:
         """Fill ``columns``, one a leaf; for row numbers that are known to be in range."""
-        for leaf, takes, column in zip(self.leaves, self._takes, columns):  # noqa: B905  # once a batch: strict costs
+        for leaf, takes, column in zip(self.leaves, self._plain_leaves, columns):  # noqa: B905  # once a batch: strict costs
             if takes:
                 leaf.take(rows, 0, column, "clip")  # mode="raise" would go through a buffer
             else:

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
+
 from batchkit import tree as tree_
 from batchkit.backends import aligned_empty
 from batchkit.tree import Tree
-
 from batchkit_tensorflow import devices, dtypes
 from batchkit_tensorflow.dataset import dataset_of
 
@@ -71,15 +71,18 @@ class TensorFlowBackend:
 
 
 def _tensor(column: npt.NDArray[Any]) -> tf.Tensor:
-    """Return a tensor on the CPU that shares the memory of ``column`` if it can."""
+    """Return a tensor on the CPU, which shares the memory of ``column`` if it can."""
     number = column.dtype.num
-    if number in dtypes.DIRECT:
-        if _shareable(column):
-            return tf.experimental.dlpack.from_dlpack(column.__dlpack__())
-    elif number == dtypes.BFLOAT16 and _shareable(column):
-        with tf.device(devices.CPU):
-            return tf.bitcast(tf.experimental.dlpack.from_dlpack(column.view(_UINT16).__dlpack__()), tf.bfloat16)
-    elif column.dtype.kind == "T":
+    direct = number in dtypes.DIRECT
+    if (direct or number == dtypes.BFLOAT16) and _shareable(column):
+        try:
+            if direct:
+                return tf.experimental.dlpack.from_dlpack(column.__dlpack__())
+            with tf.device(devices.CPU):
+                return tf.bitcast(tf.experimental.dlpack.from_dlpack(column.view(_UINT16).__dlpack__()), tf.bfloat16)
+        except (BufferError, TypeError, tf.errors.OpError):
+            pass  # Which dtypes go through DLPack depends on both versions; a copy is right as well.
+    if column.dtype.kind == "T":
         column = column.astype(object)
     with tf.device(devices.CPU):
         return tf.convert_to_tensor(column)

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import tensorflow as tf
+
 from batchkit.errors import BackendError
 
 __all__ = ["CPU", "resolve"]
@@ -14,7 +15,8 @@ CPU = "/device:CPU:0"
 """Where host memory becomes a tensor."""
 
 _NAME = re.compile(
-    r"(?:/job:\w+)?(?:/replica:\d+)?(?:/task:\d+)?(?:/?device:|/)?(?P<kind>[a-z][a-z_]*)(?::(?P<index>\d+))?", re.IGNORECASE
+    r"(?:/job:\w+)?(?:/replica:\d+)?(?:/task:\d+)?(?:/?device:|/)?(?P<kind>[a-z][a-z_]*)(?::(?P<index>\d+))?",
+    re.IGNORECASE,
 )
 
 
@@ -29,7 +31,8 @@ def resolve(device: Any) -> str:
     known = [logical.name for logical in tf.config.list_logical_devices()]
     if device is None:
         return next((name for name in known if ":GPU:" in name), CPU)
-    match = _NAME.fullmatch(getattr(device, "name", device) if not isinstance(device, tf.DeviceSpec) else device.to_string())
+    given = device.to_string() if isinstance(device, tf.DeviceSpec) else getattr(device, "name", device)
+    match = _NAME.fullmatch(str(given))
     if match:
         name = f"/device:{match['kind'].upper()}:{match['index'] or 0}"
         if name in known:

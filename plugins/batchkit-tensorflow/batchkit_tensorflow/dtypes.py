@@ -7,17 +7,17 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+
 from batchkit.errors import BackendError
 from batchkit.tree import leaf_label
 
 __all__ = ["BFLOAT16", "DIRECT", "host_dtype", "tensor_dtype"]
 
-_NAMES = "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128".split()
-
-DIRECT = frozenset(np.dtype(name).num for name in _NAMES)
+# By their C types: on most machines long and long long are both int64, and two numbers.
+DIRECT = frozenset(np.dtype(char).num for char in "?bhilqBHILQefdFD")
 """NumPy's numbers of the dtypes that DLPack hands over; a look-up by number costs less than one by dtype."""
 
-BFLOAT16: int = tf.bfloat16.as_numpy_dtype().dtype.num
+BFLOAT16: int = np.dtype(tf.bfloat16.as_numpy_dtype).num
 """NumPy's number of bfloat16, which is handed over as uint16."""
 
 
@@ -58,7 +58,7 @@ def _why_not(dtype: np.dtype[Any]) -> str:
         return f"is {dtype}, which TensorFlow has not. View it as integers in a .map(): leaf.view('int64')"
     if dtype.names is not None:
         fields = ", ".join(dtype.names)
-        return f"is structured ({fields}), which TensorFlow has not. Return its fields as leaves of their own from a .map()"
+        return f"is structured ({fields}), which TensorFlow has not. Return its fields as leaves from a .map()"
     if dtype.kind == "O":
         return "holds Python objects, which tensors cannot. Turn it into numbers or strings in a .map()"
     return f"is {dtype.name}, which TensorFlow has not. Convert it, for example with .cast() to 'float32' or 'int8'"

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from batchkit import tree as tree_
 from batchkit.backends import NumpyBackend
 from batchkit.tree import Tree
-
 from batchkit_tensorflow import dtypes
 
 __all__ = ["HostBatches"]

@@ -7,6 +7,7 @@ import sys
 from importlib import metadata
 
 import pytest
+
 from batchkit import BackendError
 from batchkit_tensorflow import plugin
 
@@ -53,7 +54,7 @@ def test_one_good_build_beside_an_old_one_is_enough(monkeypatch: pytest.MonkeyPa
 def test_a_missing_framework_is_answered_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, {})
     assert "pip install 'tensorflow>=2.16' (or tensorflow-cpu)" in (plugin.batchkit_problem() or "")
-    with pytest.raises(BackendError, match="TensorFlow is not installed: pip install 'tensorflow>=2.16'"):
+    with pytest.raises(BackendError, match=r"TensorFlow is not installed: pip install 'tensorflow>=2\.16'"):
         plugin.batchkit_backends()["tensorflow"]()
 
 

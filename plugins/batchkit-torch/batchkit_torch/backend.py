@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+
 from batchkit import tree as tree_
 from batchkit.backends import aligned_empty
 from batchkit.tree import Tree
-
 from batchkit_torch import devices, dtypes
 from batchkit_torch.dataset import TorchDataset
 
@@ -32,6 +32,7 @@ class TorchBackend:
 
     def __init__(self) -> None:
         self._device = torch.device("cpu")
+        self._narrows_for: str | None = None
 
     def host_dtype(self, dtype: np.dtype[Any], leaf: str) -> np.dtype[Any]:
         """Return ``dtype`` where torch has it; on Apple's MPS, 64-bit floats become 32-bit ones.
@@ -39,7 +40,7 @@ class TorchBackend:
         Raises:
             BackendError: torch has nothing for it (strings, dates, structs, ...).
         """
-        return dtypes.host_dtype(dtype, leaf, self._device.type)
+        return dtypes.host_dtype(dtype, leaf, self._narrows_for or self._device.type)
 
     def device(self, device: Any) -> torch.device:
         """Return the device for ``None`` (torch's default), a name such as ``"cuda:1"``, or a ``torch.device``.
@@ -67,9 +68,9 @@ class TorchBackend:
         if on_host and type(batch) is dict:
             # One call a leaf: several times faster than a walk over the nesting.
             try:
-                return {name: _ALIAS(column) if column.flags.writeable else _tensor(column) for name, column in batch.items()}
-            except (TypeError, AttributeError):
-                pass  # A leaf with leaves of its own, or a dtype that takes a detour.
+                return {name: _tensor(column) for name, column in batch.items()}
+            except AttributeError:
+                pass  # A leaf with leaves of its own.
         leaves, nesting = tree_.flatten(batch)
         tensors = [_tensor(leaf) for leaf in leaves]
         if not on_host:
@@ -79,14 +80,18 @@ class TorchBackend:
 
     def as_dataset(self, loader: Any) -> TorchDataset:
         """Return a ``torch.utils.data.IterableDataset`` of the batches of ``loader``."""
-        return TorchDataset(loader)
+        host = TorchBackend()
+        # A batch that a worker makes on the CPU must be one that the loader's device can take.
+        host._narrows_for = self._device.type
+        return TorchDataset(loader, host)
 
 
 def _tensor(column: npt.NDArray[Any]) -> torch.Tensor:
+    """Return a tensor that shares the memory of ``column``."""
     if not column.flags.writeable:
         column = column.copy()
-    detour = dtypes.reinterpreted(column.dtype)
-    if detour is None:
-        return torch.from_numpy(column)
-    integers, dtype = detour
-    return torch.from_numpy(column.view(integers)).view(dtype)
+    dtype = column.dtype
+    if dtype.num in dtypes.TAKEN:
+        return _ALIAS(column)
+    bits, wanted = dtypes.reinterpreted(dtype.name)
+    return _ALIAS(column.view(bits)).view(wanted)

@@ -9,6 +9,7 @@ from typing import Any
 import cloudpickle
 from torch.utils.data import IterableDataset, get_worker_info
 
+from batchkit import Loader
 from batchkit_torch.epochs import Claim, EpochLog, Position
 
 __all__ = ["TorchDataset"]
@@ -21,16 +22,21 @@ class TorchDataset(IterableDataset[Any]):
     the loader, whose ``state_dict()`` is exact. In worker ``i`` of ``n`` it computes the steps
     ``i, i + n, i + 2 n, ...``, which the DataLoader puts back in order: the batches are the
     same, none is doubled and none is missing. There they are CPU tensors, since worker
-    processes must not share a GPU; use ``pin_memory=True`` and ``.to(device)``.
+    processes cannot share a GPU with their parent; use ``pin_memory=True`` and ``.to(device)``.
 
-    DataLoader workers begin where the loader stands, and go on with the next epoch each
-    time; the loader itself stays where it is. :meth:`set_epoch` chooses another epoch.
+    DataLoader workers begin where ``loader.state_dict()`` stands, and go on with the next
+    epoch each time, while the loader stays where it is. :meth:`set_epoch` chooses another.
+
+    Args:
+        loader: what to iterate over; its ``device`` is that of the batches outside of workers.
+        host_backend: the backend that worker processes use, with device ``"cpu"``.
     """
 
-    def __init__(self, loader: Any) -> None:
+    def __init__(self, loader: Loader, host_backend: Any) -> None:
         self._loader = loader
+        self._host_backend = host_backend
         self._log = EpochLog()
-        self._local: Any = None
+        self._in_worker: Loader | None = None
         self._turns: dict[int, tuple[Any, int]] = {}
 
     def __len__(self) -> int:
@@ -41,36 +47,40 @@ class TorchDataset(IterableDataset[Any]):
         info = get_worker_info()
         if info is None:
             return iter(self._loader)
-        if self._local is None:
-            # A loader of its own, without threads: those of a parent that was forked are not here.
-            self._local = self._loader.replicate(executor="inline", device="cpu")
-        begun, turn = self._turns.get(info.id, (None, 0))
-        turn = turn + 1 if begun is info else 0
+        if self._in_worker is None:
+            # One of its own and without threads: those of a parent that was forked are not here.
+            self._in_worker = self._loader.replicate(backend=self._host_backend, device="cpu", executor="inline")
+        began, turn = self._turns.get(info.id, (None, 0))
+        turn = turn + 1 if began is info else 0
         self._turns[info.id] = (info, turn)
         claim = Claim(info.seed - info.id, turn, info.id, info.num_workers, _position(self._loader))
         epoch, step = self._log.claim(claim)
         part = ((step + info.id) % info.num_workers, info.num_workers)
-        batches: Iterator[Any] = self._local.iterate(epoch, part=part, start=step)
-        return batches
+        return self._in_worker.iterate(epoch, part=part, start=step)
 
     def set_epoch(self, epoch: int) -> None:
-        """Make the next iteration that of ``epoch``, in this process and in DataLoader workers alike."""
-        self._log.move(epoch, _position(self._loader))
+        """Make ``epoch`` the next one, of this dataset, of its loader and of DataLoader workers that live on."""
+        self._loader.load_state_dict({**self._loader.state_dict(), "epoch": epoch, "step": 0})
+        self._log.move(epoch, Position(epoch, 0))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # cloudpickle takes the lambdas of a pipeline along, which the pickling of a spawned worker would refuse.
+        loader = self._loader
+        pickled = cloudpickle.dumps((loader.pipeline, self._host_backend, loader.shard, loader.state_dict()))
         # Only the workers of this process share its epochs; a copy elsewhere counts its own.
-        shared = self._log if get_spawning_popen() is not None else None
-        return _rebuilt, (cloudpickle.dumps(self._loader), shared)
+        return _rebuilt, (pickled, self._log if get_spawning_popen() is not None else None)
 
 
 def _rebuilt(pickled: bytes, log: EpochLog | None) -> TorchDataset:
-    dataset = TorchDataset(cloudpickle.loads(pickled))
+    pipeline, host_backend, shard, state = cloudpickle.loads(pickled)
+    loader = Loader(pipeline, host_backend, device="cpu", executor="inline", shard=shard)
+    loader.load_state_dict(state)
+    dataset = TorchDataset(loader, host_backend)
     if log is not None:
         dataset._log = log
     return dataset
 
 
-def _position(loader: Any) -> Position:
+def _position(loader: Loader) -> Position:
     state = loader.state_dict()
     return Position(state["epoch"], state["step"])

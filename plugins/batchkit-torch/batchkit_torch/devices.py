@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+
 from batchkit.errors import BackendError
 
 __all__ = ["available", "resolve"]

@@ -6,15 +6,32 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from batchkit.errors import BackendError
 from batchkit.tree import leaf_label
 
 __all__ = ["host_dtype", "reinterpreted"]
 
 _DIRECT = frozenset(
-    "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128".split()
+    [
+        "bool",
+        *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)),
+        *("float16", "float32", "float64", "complex64", "complex128"),
+    ]
 )
 """What ``torch.from_numpy`` takes, by NumPy's name."""
+
+
+def _is_taken(char: str) -> bool:
+    try:
+        torch.from_numpy(np.zeros(1, char))
+    except TypeError:
+        return False
+    return True
+
+
+TAKEN = frozenset(np.dtype(char).num for char in "?bhilqBHILQefdFD" if _is_taken(char))
+"""What ``torch.from_numpy`` takes, by NumPy's number: not every C type (unsigned long long) that has a name above."""
 
 # Recognised by name, so that ml_dtypes, which registers them with NumPy, need not be imported.
 _REINTERPRETED = {
@@ -35,9 +52,17 @@ _NO_DOUBLE = {"float64": np.dtype("float32"), "complex128": np.dtype("complex64"
 """What a device without 64-bit floats (Apple's MPS) gets instead."""
 
 
-def reinterpreted(dtype: np.dtype[Any]) -> tuple[np.dtype[Any], torch.dtype] | None:
-    """Return the integer dtype and the torch dtype of a dtype that NumPy has only by extension, else ``None``."""
-    return _REINTERPRETED.get(dtype.name)
+def reinterpreted(name: str) -> tuple[np.dtype[Any], torch.dtype]:
+    """Return for a dtype of that name that is not in ``TAKEN`` the dtype to hand over and the torch dtype meant.
+
+    Raises:
+        TypeError: torch has none; :func:`host_dtype` refuses it.
+    """
+    if name in _REINTERPRETED:
+        return _REINTERPRETED[name]
+    if name in _DIRECT:
+        return np.dtype(name), getattr(torch, name)
+    raise TypeError(f"torch has no dtype {name}")
 
 
 def host_dtype(dtype: np.dtype[Any], leaf: str, device_type: str = "cpu") -> np.dtype[Any]:
@@ -66,7 +91,7 @@ def _why_not(dtype: np.dtype[Any]) -> str:
         return f"is {dtype}, which torch has not. View it as integers in a .map(): leaf.view('int64')"
     if dtype.names is not None:
         fields = ", ".join(dtype.names)
-        return f"is structured ({fields}), which torch has not. Return its fields as leaves of their own from a .map()"
+        return f"is structured ({fields}), which torch has not. Return its fields as leaves from a .map()"
     if dtype.kind == "O":
         return "holds Python objects, which torch tensors cannot. Turn it into numbers in a .map()"
     return f"is {dtype.name}, which torch has not. Convert it, for example with .cast() to 'float32' or 'int8'"

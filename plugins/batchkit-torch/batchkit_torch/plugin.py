@@ -47,6 +47,7 @@ def _backend() -> Any:
         from batchkit_torch.backend import TorchBackend
     except Exception as exc:
         raise BackendError(
-            f"backend 'torch' cannot be used: importing PyTorch failed ({type(exc).__name__}: {exc}). Repair it: {_INSTALL}"
+            f"backend 'torch' cannot be used: importing PyTorch failed ({type(exc).__name__}: {exc}). "
+            f"Repair it: {_INSTALL}"
         ) from exc
     return TorchBackend()

@@ -7,16 +7,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+
 from batchkit import BackendError
 from batchkit.backends import Backend
 from batchkit_torch import devices
 from batchkit_torch.backend import TorchBackend
 
 CPU = torch.device("cpu")
-PLAIN = (
-    "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128".split()
-)
-EXTENDED = "bfloat16 float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz float8_e8m0fnu".split()
+PLAIN = [
+    "bool",
+    *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)),
+    *("float16", "float32", "float64", "complex64", "complex128"),
+]
+EXTENDED = ["bfloat16", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"]
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
@@ -28,7 +31,7 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
 def any_bits(dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
     """Return an array of random bit patterns: NaNs with payloads, infinities and subnormals among them."""
     rng = np.random.default_rng(7)
-    if dtype == bool:
+    if dtype.kind == "b":
         return rng.integers(0, 2, shape).astype(bool)
     count = int(np.prod(shape)) * dtype.itemsize
     return rng.integers(0, 256, count, dtype=np.uint8).view(dtype).reshape(shape)
@@ -213,7 +216,9 @@ def test_an_accelerator_without_a_number_is_the_current_one(
 
 def test_another_device_gets_a_copy_of_the_same_shapes_and_dtypes(backend: TorchBackend) -> None:
     # torch's "meta" device stands for an accelerator: it is everywhere and has no memory of its own.
-    put = backend.put({"x": np.zeros((4, 2), np.float32), "y": any_bits(numpy_dtype("bfloat16"), (4,))}, torch.device("meta"))
+    put = backend.put(
+        {"x": np.zeros((4, 2), np.float32), "y": any_bits(numpy_dtype("bfloat16"), (4,))}, torch.device("meta")
+    )
     assert (put["x"].device.type, put["x"].dtype, tuple(put["x"].shape)) == ("meta", torch.float32, (4, 2))
     assert (put["y"].device.type, put["y"].dtype) == ("meta", torch.bfloat16)
 

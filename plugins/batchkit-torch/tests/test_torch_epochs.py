@@ -5,22 +5,23 @@ from __future__ import annotations
 import gc
 import pickle
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from batchkit_torch.epochs import Claim, EpochLog, Position
 
 START = Position(0, 0)
 
 
 @pytest.fixture
-def log() -> Iterator[EpochLog]:
-    # A generator fixture, so that the log and its file go with the test.
-    yield EpochLog()
+def log() -> EpochLog:
+    return EpochLog()
 
 
-def claim(log: EpochLog, run: int, worker: int, *, turn: int = 0, workers: int = 2, start: Position = START) -> Position:
+def claim(
+    log: EpochLog, run: int, worker: int, *, turn: int = 0, workers: int = 2, start: Position = START
+) -> Position:
     return log.claim(Claim(run, turn, worker, workers, start))
 
 

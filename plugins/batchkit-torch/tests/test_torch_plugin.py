@@ -7,6 +7,7 @@ import sys
 from importlib import metadata
 
 import pytest
+
 from batchkit import BackendError
 from batchkit_torch import plugin
 from batchkit_torch.backend import TorchBackend
@@ -22,7 +23,9 @@ def install(monkeypatch: pytest.MonkeyPatch, versions: dict[str, str], importabl
     monkeypatch.setattr(plugin.importlib.util, "find_spec", lambda name: object() if importable else None)
 
 
-@pytest.mark.parametrize("version", ["2.4.0", "2.13.0+cpu", "2.10.1+cu128", "2.9.0.dev20250901+cu130", "3.0.0a0+git1234", "?"])
+@pytest.mark.parametrize(
+    "version", ["2.4.0", "2.13.0+cpu", "2.10.1+cu128", "2.9.0.dev20250901+cu130", "3.0.0a0+git1234", "?"]
+)
 def test_builds_of_any_origin_are_accepted(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     install(monkeypatch, {"torch": version})
     assert plugin.batchkit_problem() is None
@@ -39,7 +42,7 @@ def test_an_old_version_is_named(monkeypatch: pytest.MonkeyPatch, version: str) 
 def test_a_missing_framework_is_answered_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, {})
     assert "pip install 'torch>=2.4'" in (plugin.batchkit_problem() or "")
-    with pytest.raises(BackendError, match="PyTorch is not installed: pip install 'torch>=2.4'"):
+    with pytest.raises(BackendError, match=r"PyTorch is not installed: pip install 'torch>=2\.4'"):
         plugin.batchkit_backends()["torch"]()
 
 

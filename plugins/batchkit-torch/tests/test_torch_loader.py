@@ -1,0 +1,150 @@
+"""Loader(pipe, backend="torch"): the same bytes as NumPy, no copy, and a batch that is kept never changes."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import batchkit as bk
+from batchkit_torch.backend import TorchBackend
+
+DTYPES = [
+    "bool",
+    *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)),
+    *("float16", "float32", "float64", "complex64", "complex128"),
+]
+EXTENDED = ["bfloat16", "float8_e4m3fn", "float8_e5m2"]
+
+
+class Recording(TorchBackend):
+    """Remembers where the slots are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slots: set[int] = set()
+
+    def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+        column = super().allocate(shape, dtype)
+        self.slots.add(column.ctypes.data)
+        return column
+
+
+def columns(names: list[str], rows: int = 500) -> dict[str, np.ndarray[Any, Any]]:
+    rng = np.random.default_rng(5)
+    found = {}
+    for name in names:
+        dtype = np.dtype(name) if name in DTYPES else np.dtype(getattr(pytest.importorskip("ml_dtypes"), name))
+        raw = rng.integers(0, 2 if name == "bool" else 256, (rows, 3 * dtype.itemsize), dtype=np.uint8)
+        found[name] = raw.view(dtype)
+    return found
+
+
+@pytest.mark.parametrize("executor", ["inline", "threads"])
+@pytest.mark.parametrize("names", [DTYPES, EXTENDED], ids=["plain", "extended"])
+def test_the_bytes_are_those_of_numpy(executor: str, names: list[str]) -> None:
+    pipe = bk.from_arrays(columns(names)).shuffle(3).batch(64)
+    loader, oracle = bk.Loader(pipe, backend="torch", executor=executor), bk.Loader(pipe, executor="inline")
+    for _ in range(2):
+        batches, wanted = list(loader), list(oracle)
+        assert len(batches) == len(wanted) == 8
+        for batch, want in zip(batches, wanted, strict=True):
+            assert list(batch) == list(want)
+            for name in names:
+                assert batch[name].dtype == getattr(torch, name)
+                assert tuple(batch[name].shape) == want[name].shape
+                assert batch[name].view(torch.uint8).numpy().tobytes() == want[name].tobytes()
+
+
+def test_nothing_is_copied_after_the_gathering() -> None:
+    backend = Recording()
+    data = {"x": np.zeros((500, 3), np.float32), **columns(["bfloat16"])}
+    with bk.Loader(bk.from_arrays(data).shuffle(0).batch(64), backend=backend) as loader:
+        for batch in loader:
+            assert {tensor.data_ptr() for tensor in batch.values()} <= backend.slots
+    assert len(backend.slots) < 2 * 8, "slots are not used again"
+
+
+def at_an_odd_address(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    raw = np.empty(array.nbytes + 1, np.uint8)[1:]
+    raw[:] = array.reshape(-1).view(np.uint8)
+    return np.ndarray(array.shape, array.dtype, raw.data)
+
+
+def shifted(batch: dict[str, Any]) -> dict[str, Any]:
+    """Return columns that are not aligned, or not contiguous."""
+    return {**batch, "odd": at_an_odd_address(batch["x"]), "reversed": batch["x"][:, ::-1], "same": batch["x"]}
+
+
+@pytest.mark.parametrize("executor", ["inline", "threads"])
+@pytest.mark.parametrize("odd", [False, True])
+def test_a_batch_that_is_kept_never_changes(executor: str, odd: bool) -> None:
+    x = np.random.default_rng(0).standard_normal((4000, 32)).astype(np.float32)
+    source = {"x": at_an_odd_address(x) if odd else x, "i": np.arange(4000)}
+    pipe = bk.from_arrays(source).shuffle(1).batch(50).map(shifted)
+    kept: deque[Any] = deque(maxlen=30)
+    with bk.Loader(pipe, backend="torch", executor=executor, prefetch=4) as loader:
+        for _ in range(3):
+            for batch in loader:
+                kept.append(batch)
+                check(kept[0], x)
+    for batch in kept:
+        check(batch, x)
+
+
+def check(batch: dict[str, Any], x: np.ndarray[Any, Any]) -> None:
+    want = x[batch["i"].numpy()]
+    for name in ("x", "odd", "same"):
+        np.testing.assert_array_equal(batch[name].numpy(), want)
+    np.testing.assert_array_equal(batch["reversed"].numpy(), want[:, ::-1])
+
+
+def test_a_slice_a_view_and_a_gradient_keep_the_memory_too() -> None:
+    x = np.random.default_rng(0).standard_normal((2000, 8)).astype(np.float32)
+    weight = torch.ones((8, 1), requires_grad=True)
+    slices, losses = [], []
+    loader = bk.Loader(bk.from_arrays({"x": x, "i": np.arange(2000)}).shuffle(1).batch(50), backend="torch")
+    for batch in loader:
+        rows = batch["i"].numpy().copy()
+        slices.append((batch["x"].t()[:, 10:20], x[rows[10:20]].T))
+        losses.append(((batch["x"] @ weight).sum(), x[rows].sum(axis=0)))
+    for found, want in slices:
+        np.testing.assert_array_equal(found.numpy(), want)
+    for loss, want_gradient in losses:
+        (gradient,) = torch.autograd.grad(loss, weight)
+        np.testing.assert_allclose(gradient.numpy()[:, 0], want_gradient, rtol=1e-4, atol=1e-4)
+
+
+def test_what_a_consumer_writes_stays_in_its_batch() -> None:
+    x = np.ones((500, 4), np.float32)
+    loader = bk.Loader(bk.from_arrays({"x": x}).batch(50), backend="torch")
+    for _ in range(3):
+        for batch in loader:
+            assert bool((batch["x"] == 1).all())
+            batch["x"].fill_(7)
+    assert (x == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("leaf", "says"),
+    [
+        (np.array(["a"] * 8), "leaf 'name' holds strings"),
+        (np.array([b"a"] * 8), "leaf 'name' holds bytes"),
+        (np.zeros(8, "datetime64[s]"), "leaf 'name' is datetime64"),
+        (np.zeros(8, [("a", "i4"), ("b", "f4")]), "structured"),
+        (np.zeros(8, np.longdouble), "which torch has not"),
+    ],
+)
+def test_what_torch_has_not_is_refused_before_any_data_is_read(leaf: np.ndarray[Any, Any], says: str) -> None:
+    pipe = bk.from_arrays({"x": np.zeros(8), "name": leaf}).batch(4)
+    with pytest.raises(bk.BackendError, match=says):
+        bk.Loader(pipe, backend="torch")
+    assert len(list(bk.Loader(pipe.drop("name"), backend="torch"))) == 2
+
+
+def test_an_unknown_device_is_refused_with_those_there_are() -> None:
+    with pytest.raises(bk.BackendError, match=r"no device 'cuda:99'.*'cpu'"):
+        bk.Loader(bk.from_arrays(np.zeros(8)).batch(4), backend="torch", device="cuda:99")
