@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 import time
 import weakref
@@ -256,6 +257,14 @@ class Loader:
                 raise PipelineError(f"a loader has no option {name!r}{nearest(name, list(self._options))}")
         return Loader(self.pipeline, **{**self._options, **changes})
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Functions may be lambdas, which pickle refuses; a copy starts where this loader is.
+        import cloudpickle
+
+        options = {**self._options, "backend": self.backend, "executor": self.executor, "plugins": ()}
+        described = cloudpickle.dumps((self.pipeline, options))
+        return _restored, (described, self._cursor.epoch, self._cursor.step, self._cursor.fresh)
+
     def report(self) -> str:
         """Return in a few lines what was loaded and how long the caller waited for it."""
         return self.statistics.text(
@@ -390,6 +399,13 @@ class _Work:
     def compute(self, step: Any) -> Tree:
         """Return the host batch of a step."""
         return self._with(step, self._slots)
+
+
+def _restored(described: bytes, epoch: int, step: int, fresh: bool) -> Loader:
+    pipeline, options = pickle.loads(described)
+    loader = Loader(pipeline, **options)
+    loader._cursor = _Cursor(epoch, step, fresh)
+    return loader
 
 
 def _checked_backend(backend: Any) -> Backend:

@@ -6,6 +6,7 @@ import functools
 import gc
 import json
 import operator
+import pickle
 import signal
 import subprocess
 import sys
@@ -588,6 +589,18 @@ def test_a_replica_has_the_same_options_but_those_that_are_changed() -> None:
     assert (other.shard, other.prefetch, other.executor.name) == ((1, 2), 7, "threads")
     with pytest.raises(bk.PipelineError, match="no option 'executer'; did you mean 'executor'"):
         loader.replicate(executer="inline")
+
+
+@executors
+def test_a_pickled_loader_goes_on_where_it_was(executor: str) -> None:
+    pipe = numbers(12).shuffle(0).map(lambda row: {"x": row["x"] + 1}).batch(3)
+    with bk.Loader(pipe, executor=executor, shard=(1, 2), prefetch=7, workers=2) as loader:
+        list(loader)
+        loader.load_state_dict({**loader.state_dict(), "epoch": 1, "step": 2})
+        copy = pickle.loads(pickle.dumps(loader))
+        assert (copy.shard, copy.prefetch, copy.executor.name) == ((1, 2), 7, executor)
+        assert values(copy) == values(loader)
+        assert values(copy) == values(loader)
 
 
 @executors

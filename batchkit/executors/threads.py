@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import weakref
@@ -51,6 +52,7 @@ class _Desk:
         self.delivered = 0
         self.end: int | None = None
         self.closed = False
+        self.process = os.getpid()
         self.threads: list[threading.Thread] = []
 
     def pull(self) -> tuple[int, Any] | None:
@@ -92,6 +94,8 @@ class _Desk:
         The garbage collector may call this from any thread, one of these among them, which
         is why the locks are re-entrant and why a worker does not wait for the others.
         """
+        if os.getpid() != self.process:  # a forked child has none of these threads, and maybe a lock that was held
+            return
         with self.changed:
             if self.closed:
                 return

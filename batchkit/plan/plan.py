@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator
@@ -105,7 +106,7 @@ class Plan:
         first = start + (index - start) % count
         if self.stream is None:
             numbers = itertools.count(first, count) if self.endless else range(first, self.steps_per_epoch or 0, count)
-            return (Step(epoch, number) for number in numbers)
+            return map(functools.partial(Step, epoch), numbers)
         return self._pulled(epoch, first, count)
 
     def _pulled(self, epoch: int, first: int, every: int) -> Iterator[Step]:

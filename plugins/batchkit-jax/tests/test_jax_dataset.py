@@ -96,3 +96,14 @@ def test_jit_compiles_a_padded_epoch_once() -> None:
     with bk.Loader(pipe, backend="jax") as loader:
         assert [int(count(batch)) for batch in loader] == [8, 8, 4]
     assert compiled == [(8, 3)]
+
+
+def test_padded_batches_compile_a_jitted_step_once() -> None:
+    @jax.jit
+    def total(batch: Any) -> Any:
+        return jnp.sum(batch["x"] * batch["mask"][:, None])
+
+    with bk.Loader(bk.from_arrays({"x": X}).shuffle(seed=1).batch(8, remainder="pad"), backend="jax") as loader:
+        sums = [float(total(batch)) for _ in range(2) for batch in loader]
+    assert total._cache_size() == 1
+    assert sum(sums) == 2 * X.sum()

@@ -148,3 +148,19 @@ def test_what_tensorflow_has_not_is_refused_before_any_data_is_read(leaf: np.nda
     with pytest.raises(bk.BackendError, match=says):
         bk.Loader(pipe, backend="tensorflow")
     assert len(list(bk.Loader(pipe.drop("when"), backend="tensorflow"))) == 2
+
+
+def test_padded_batches_trace_a_tf_function_once() -> None:
+    traced: list[int] = []
+    values = np.arange(20, dtype=np.float32)
+
+    @tf.function
+    def total(batch: Any) -> Any:
+        traced.append(1)
+        return tf.reduce_sum(tf.where(batch["mask"], batch["x"], 0.0))
+
+    pipe = bk.from_arrays({"x": values}).shuffle(1).batch(8, remainder="pad")
+    with bk.Loader(pipe, backend="tensorflow") as loader:
+        sums = [float(total(batch)) for _ in range(2) for batch in loader]
+    assert len(traced) == 1
+    assert sum(sums) == 2 * values.sum()
