@@ -16,7 +16,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALLED_PEERS := $(VENV)/.installed-peers
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
 PLUGINS := plugins/batchkit-torch plugins/batchkit-tensorflow plugins/batchkit-jax
 WHEELS := .wheels
 # What the tests read of the source tree; the packages themselves come from the wheels.
@@ -66,7 +66,7 @@ test-wheels: $(INSTALLED)
 	@for project in . $(PLUGINS); do $(BIN)/python -m build --wheel --no-isolation --outdir $(WHEELS)/dist $$project > $(WHEELS)/build.log 2>&1 || { cat $(WHEELS)/build.log; exit 1; }; done
 	@ls $(WHEELS)/dist
 	@$(BIN)/python -m venv $(WHEELS)/venv
-	@$(WHEELS)/venv/bin/python -m pip --disable-pip-version-check install --quiet -c requirements/constraints.txt -r requirements/test.txt $(WHEELS)/dist/*.whl
+	@$(WHEELS)/venv/bin/python -m pip --disable-pip-version-check install -qq -c requirements/constraints.txt -r requirements/test.txt $(WHEELS)/dist/*.whl
 	@cp -R $(TREE) $(WHEELS)/tree/
 	@for plugin in $(PLUGINS); do mkdir -p $(WHEELS)/tree/$$plugin && cp -R $$plugin/tests $(WHEELS)/tree/$$plugin/; done
 	cd $(WHEELS)/tree && ../venv/bin/python -m pytest -m "not checkout" -p no:cacheprovider tests

@@ -6,6 +6,7 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 FRAMEWORKS = ("torch", "tensorflow", "jax")
@@ -13,6 +14,7 @@ ROOT = Path(__file__).parent
 
 # TensorFlow and JAX are asked to say less, and to look for no accelerator.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 # A deadline would measure how busy the machine is. Under CI the examples are the same every time.
@@ -36,3 +38,8 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     if any(collection_path.is_relative_to(ROOT / "plugins" / f"batchkit-{name}") for name in missing()):
         return True
     return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run torch's tests first: they fork workers, before JAX and TensorFlow have started threads."""
+    items.sort(key=lambda item: "batchkit-torch" not in item.nodeid)

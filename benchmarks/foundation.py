@@ -139,7 +139,7 @@ def show(
             f"{timing.median * 1e3:,.1f}",
             f"{low * 1e3:,.1f} to {high * 1e3:,.1f}",
             f"{len(work.x) / timing.median:,.0f}",
-            f"{ratio(timings, name, PLAIN):.2f}",
+            f"{ratio(timings, name, PLAIN):.3g}",
         )
     console.print(table)
 
@@ -177,12 +177,12 @@ def draw(timings: dict[str, Timing], work: Workload, path: Path) -> None:
     axes.barh(names, speeds, color=colours, xerr=(low, high), error_kw={"lw": 1, "alpha": 0.6})
     for place, (name, speed) in enumerate(zip(names, speeds, strict=True)):
         edge = len(work.x) / timings[name].spread[0]
-        note = f"{speed / 1e6:.2f} M/s, {ratio(timings, name, PLAIN):.2f}x"
+        note = f"{speed / 1e6:.2f} M/s, {ratio(timings, name, PLAIN):.3g}x"
         axes.text(edge * 1.12, place, note, va="center", fontsize=8)
     axes.invert_yaxis()
     axes.set_xscale("log")
     axes.set_xlim(min(speeds) / 2, max(speeds) * 6)
-    axes.set(xlabel="rows per second (logarithmic); whiskers: slowest and fastest round; x: times the plain loop")
+    axes.set(xlabel="rows per second; whiskers: slowest and fastest round; x: times the plain loop")
     axes.set_title(f"{len(work.x):,} rows of 64 float32 and a label, batches of {work.size}, shuffled", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
@@ -202,6 +202,11 @@ def write(timings: dict[str, Timing], verdicts: list[dict[str, Any]], work: Work
     path.write_text(json.dumps(record, indent=2) + "\n")
 
 
+def load() -> float:
+    """Return how many processes wanted a core in the last minute, where the system tells."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+
+
 def main(arguments: Iterable[str] | None = None) -> None:
     """Measure, show, write and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -211,9 +216,12 @@ def main(arguments: Iterable[str] | None = None) -> None:
     options = parser.parse_args(None if arguments is None else list(arguments))
 
     # Before a framework is imported: they are to say less, and to stay on the CPU.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    for name, value in {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0", "JAX_PLATFORMS": "cpu"}.items():
+        os.environ.setdefault(name, value)
     console = Console(width=None if os.isatty(1) else 120)
+    busy = load()
+    if busy > 0.5:
+        console.print(f"[bold]this machine is busy (load {busy:.1f}): the ratios will be rough[/]")
     work = Workload.of(options.rows)
     contenders = gather_contenders(work, console)
     timings = take_turns(contenders, options.rounds, told=console.print)

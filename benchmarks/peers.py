@@ -68,7 +68,11 @@ def numpy_loops(work: Workload) -> list[Contender]:
 
 
 def torch_peers(work: Workload) -> list[Contender]:
-    """Return DataLoader per row, with a BatchSampler, and with ``__getitems__``."""
+    """Return DataLoader per row, with a BatchSampler, and with ``__getitems__``.
+
+    Torch's own threads help to index whole batches on an idle machine, and are very slow on
+    a busy one, so there is a contender with one thread as well.
+    """
     if not find_spec("torch"):
         return []
     import torch
@@ -94,12 +98,23 @@ def torch_peers(work: Workload) -> list[Contender]:
     per_row = functools.partial(DataLoader, rows, batch_size=work.size, shuffle=True)
     batched = functools.partial(DataLoader, columns, batch_size=None, sampler=sampler)
     many = functools.partial(DataLoader, columns, batch_size=work.size, shuffle=True, collate_fn=_as_it_is)
+    threads = torch.get_num_threads()
+
+    def again(loader: Iterable[Any], threads: int = threads) -> Callable[[], Iterable[Any]]:
+        def epoch() -> Iterable[Any]:
+            torch.set_num_threads(threads)
+            return loader
+
+        return epoch
+
     return [
-        Contender("DataLoader, per row", _again(per_row())),
-        Contender("DataLoader, per row, 2 workers", _again(per_row(num_workers=2, persistent_workers=True))),
-        Contender("DataLoader, BatchSampler", _again(batched())),
-        Contender("DataLoader, BatchSampler, 2 workers", _again(batched(num_workers=2, persistent_workers=True))),
-        Contender("DataLoader, __getitems__", _again(many())),
+        Contender("DataLoader, per row", again(per_row())),
+        Contender("DataLoader, per row, 2 workers", again(per_row(num_workers=2, persistent_workers=True))),
+        Contender("DataLoader, BatchSampler", again(batched())),
+        Contender("DataLoader, BatchSampler, 1 thread", again(batched(), 1)),
+        Contender("DataLoader, BatchSampler, 2 workers", again(batched(num_workers=2, persistent_workers=True))),
+        Contender("DataLoader, __getitems__", again(many())),
+        Contender("DataLoader, __getitems__, 1 thread", again(many(), 1)),
     ]
 
 

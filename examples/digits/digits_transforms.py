@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 Batch = dict[str, Any]
 
@@ -13,11 +14,11 @@ def shift(batch: Batch, rng: Any) -> Batch:
     """Move every image by up to one pixel along both axes; what comes in from outside is empty paper."""
     images = batch["image"]
     rows, height, width = images.shape
-    top, left = rng.integers(0, 3), rng.integers(0, 3)  # one draw a row: where the window into the padded image begins
-    padded = np.pad(images, ((0, 0), (1, 1), (1, 1)))
-    y = (top[:, None] + np.arange(height))[:, :, None]
-    x = (left[:, None] + np.arange(width))[:, None, :]
-    return {**batch, "image": padded[np.arange(rows)[:, None, None], y, x]}
+    paper = np.zeros((rows, height + 2, width + 2), images.dtype)
+    paper[:, 1:-1, 1:-1] = images
+    windows = sliding_window_view(paper, (height, width), axis=(1, 2))
+    # One draw a row: where the window begins.
+    return {**batch, "image": windows[np.arange(rows), rng.integers(0, 3), rng.integers(0, 3)]}
 
 
 def normalize(batch: Batch) -> Batch:

@@ -18,7 +18,7 @@ def main() -> None:
     """Train, and write the record to ``<backend>.json``."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--backend", choices=FRAMEWORKS, required=True)
-    arguments.add_argument("--epochs", type=int, default=50)
+    arguments.add_argument("--epochs", type=int, default=60)
     arguments.add_argument("--out", type=Path, default=HERE / "out", help="the folder for the record")
     options = arguments.parse_args()
 

@@ -15,12 +15,12 @@ RATE, BETA1, BETA2, EPSILON = 3e-3, 0.9, 0.999, 1e-8
 
 
 def initialize(key: jax.Array) -> Params:
-    """Return the weights of two dense layers, 64 to 128 to 10 (He's initialisation)."""
+    """Return the weights of two dense layers, 64 to 256 to 10 (He's initialisation)."""
     one, two = jax.random.split(key)
     return {
-        "w1": jax.random.normal(one, (64, 128)) * (2 / 64) ** 0.5,
-        "b1": jnp.zeros(128),
-        "w2": jax.random.normal(two, (128, 10)) * (2 / 128) ** 0.5,
+        "w1": jax.random.normal(one, (64, 256)) * (2 / 64) ** 0.5,
+        "b1": jnp.zeros(256),
+        "w2": jax.random.normal(two, (256, 10)) * (2 / 256) ** 0.5,
         "b2": jnp.zeros(10),
     }
 

@@ -39,9 +39,10 @@ def main() -> None:
 
     shuffled = bk.from_arrays(x).shuffle(seed=0).batch(4)
     loader = bk.Loader(shuffled)
-    next(iter(loader))  # one step, then the run is interrupted
-    state = loader.state_dict()
-    rest = [batch[:, 0].tolist() for batch in loader]
+    epoch = iter(loader)
+    next(epoch)
+    state = loader.state_dict()  # had the run been interrupted here ...
+    rest = [batch[:, 0].tolist() for batch in epoch]
 
     resumed = bk.Loader(shuffled)
     resumed.load_state_dict(state)
