@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from batchkit.buffers import aligned_empty
 from batchkit.errors import BackendError
 from batchkit.tree import Tree
 
@@ -66,17 +67,6 @@ class Backend(Protocol):
     def as_dataset(self, loader: Any) -> Iterable[Any]:
         """Return the framework's own kind of data set over ``loader``."""
         ...
-
-
-def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any], alignment: int = 64) -> npt.NDArray[Any]:
-    """Return an uninitialised C-contiguous array whose address is a multiple of ``alignment`` bytes.
-
-    >>> aligned_empty((3, 5), np.dtype("float32")).ctypes.data % 64
-    0
-    """
-    nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    raw = np.empty(nbytes + alignment, np.uint8)
-    return np.ndarray(shape, dtype, raw, -raw.ctypes.data % alignment)
 
 
 class NumpyBackend:

@@ -23,13 +23,24 @@ from batchkit.errors import BackendError, NarrowingError, NarrowingWarning
 from batchkit.schema import native, slot_dtype
 from batchkit.tree import leaf_label
 
-__all__ = ["NARROW", "HostMemory", "Slots"]
+__all__ = ["NARROW", "HostMemory", "Slots", "aligned_empty"]
 
 NARROW = ("checked", "error")
 """What ``Loader(narrow=)`` may be: narrow where every value fits, or refuse to narrow at all."""
 
 _LOOKED_AT = 16  # leases looked at before the pool grows: the oldest are the likeliest to be free
 _TRIM_EVERY = 256  # leases between two looks at whether the pool has become too large
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any], alignment: int = 64) -> npt.NDArray[Any]:
+    """Return an uninitialised C-contiguous array whose address is a multiple of ``alignment`` bytes.
+
+    >>> aligned_empty((3, 5), np.dtype("float32")).ctypes.data % 64
+    0
+    """
+    nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    raw = np.empty(nbytes + alignment, np.uint8)
+    return np.ndarray(shape, dtype, raw, -raw.ctypes.data % alignment)
 
 
 class HostMemory(Protocol):
@@ -115,8 +126,13 @@ class Slots:
         self._host_dtypes: dict[tuple[str, np.dtype[Any]], np.dtype[Any]] = {}
         self._lock = threading.Lock()
 
-    def lessor(self, key: Any, dtype: np.dtype[Any], row_shape: tuple[int, ...]) -> Callable[[int], npt.NDArray[Any]]:
-        """Return what leases columns of so many rows; recycled where values are plain bytes of one size."""
+    def lessor(
+        self, key: Any, dtype: np.dtype[Any], row_shape: tuple[int, ...], final: bool = False
+    ) -> Callable[[int], npt.NDArray[Any]]:
+        """Return what leases columns of so many rows; recycled where values are plain bytes of one size.
+
+        ``final`` columns are those of the batch itself; here all lie in the same kind of memory.
+        """
         lessor = self._lessors.get((key, dtype, row_shape))
         if lessor is None:
             if dtype.kind in "US" or not slot_dtype(dtype):
@@ -125,9 +141,11 @@ class Slots:
                 lessor = self._lessors.setdefault((key, dtype, row_shape), _Ring(self.backend, dtype, row_shape).lease)
         return lessor
 
-    def column(self, key: Any, rows: int, dtype: np.dtype[Any], row_shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    def column(
+        self, key: Any, rows: int, dtype: np.dtype[Any], row_shape: tuple[int, ...], final: bool = False
+    ) -> npt.NDArray[Any]:
         """Lease one column."""
-        return self.lessor(key, dtype, row_shape)(rows)
+        return self.lessor(key, dtype, row_shape, final)(rows)
 
     def host_dtype(self, leaf: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
         """Return the dtype that the backend wants for a leaf.
@@ -198,7 +216,7 @@ class Slots:
         if column.ndim == 0:  # a value of the batch rather than of its rows: nothing worth recycling
             out = self.backend.allocate((), host)
         else:
-            out = self.column(key, len(column), host, column.shape[1:])
+            out = self.column(key, len(column), host, column.shape[1:], final=True)
         if host == native(dtype):
             out[...] = column
         else:

@@ -279,6 +279,9 @@ class Loader:
             iterators = list(self._iterators)
         for iterator in iterators:
             iterator.close()
+        end_workers = getattr(self.executor, "close", None)
+        if end_workers is not None:
+            end_workers()
 
     def __enter__(self) -> Loader:
         return self
@@ -391,14 +394,14 @@ class BatchIterator(Iterator[Tree]):
 class _Work:
     """A plan together with the memory it writes to, as executors see it."""
 
-    __slots__ = ("_slots", "_with")
+    __slots__ = ("_with", "plan", "slots")
 
     def __init__(self, plan: Plan, slots: Slots) -> None:
-        self._with, self._slots = plan.compute, slots
+        self.plan, self.slots, self._with = plan, slots, plan.compute
 
     def compute(self, step: Any) -> Tree:
         """Return the host batch of a step."""
-        return self._with(step, self._slots)
+        return self._with(step, self.slots)
 
 
 def _restored(described: bytes, epoch: int, step: int, fresh: bool) -> Loader:

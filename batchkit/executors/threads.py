@@ -6,13 +6,13 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from batchkit.executors.executor import Run, Work, worker_count
 from batchkit.tree import Tree
 
-__all__ = ["ThreadExecutor"]
+__all__ = ["ThreadExecutor", "ThreadRun"]
 
 JOIN_SECONDS = 5.0
 """How long closing waits for threads; one that is stuck in a user's function ends when that returns."""
@@ -28,7 +28,7 @@ class ThreadExecutor:
 
     def run(self, plan: Work, steps: Iterator[Any], window: int) -> Run:
         """Start the threads."""
-        return _ThreadRun(plan, steps, max(window, 1), self.workers)
+        return ThreadRun(steps, max(window, 1), [plan.compute] * self.workers)
 
 
 class _Failure:
@@ -41,8 +41,7 @@ class _Failure:
 class _Desk:
     """What the threads and the caller share. The threads refer to this alone, so that a run can be collected."""
 
-    def __init__(self, plan: Work, steps: Iterator[Any], window: int) -> None:
-        self.compute = plan.compute
+    def __init__(self, steps: Iterator[Any], window: int) -> None:
         self.steps = steps
         self.room = threading.Semaphore(window)
         self.pulling = threading.RLock()
@@ -117,24 +116,44 @@ class _Desk:
                 self.pulling.release()
 
 
-def _work(desk: _Desk) -> None:
+def _stop(desk: _Desk, before: Callable[[], None] | None, after: Callable[[], None] | None) -> None:
+    if before is not None:
+        before()
+    desk.stop()
+    if after is not None:
+        after()
+
+
+def _work(desk: _Desk, compute: Callable[[Any], Tree]) -> None:
     while (pulled := desk.pull()) is not None:
         place, step = pulled
         try:
-            result = desk.compute(step)
+            result = compute(step)
         except BaseException as exc:  # handed to the caller, KeyboardInterrupt and SystemExit included
             result = _Failure(exc)
         desk.put(place, result)
         del result, step, pulled  # a batch that lingers here would keep its slot leased
 
 
-class _ThreadRun:
-    def __init__(self, plan: Work, steps: Iterator[Any], window: int, workers: int) -> None:
-        self._desk = desk = _Desk(plan, steps, window)
-        self._finalizer = weakref.finalize(self, desk.stop)
+class ThreadRun:
+    """A run with a thread for each of ``computers``, which say how a thread computes a step.
+
+    When the run is closed or forgotten, ``before`` is called first, and ``after`` when the threads have ended.
+    """
+
+    def __init__(
+        self,
+        steps: Iterator[Any],
+        window: int,
+        computers: Sequence[Callable[[Any], Tree]],
+        before: Callable[[], None] | None = None,
+        after: Callable[[], None] | None = None,
+    ) -> None:
+        self._desk = desk = _Desk(steps, window)
+        self._finalizer = weakref.finalize(self, _stop, desk, before, after)
         desk.threads = [
-            threading.Thread(target=_work, args=(desk,), name=f"batchkit-worker-{number}", daemon=True)
-            for number in range(min(workers, window))
+            threading.Thread(target=_work, args=(desk, compute), name=f"batchkit-worker-{number}", daemon=True)
+            for number, compute in enumerate(computers[:window])
         ]
         for thread in desk.threads:
             thread.start()
@@ -143,6 +162,7 @@ class _ThreadRun:
         return self
 
     def __next__(self) -> Tree:
+        """Return the next batch, in the order of the steps."""
         desk = self._desk
         with desk.changed:
             place = desk.delivered
@@ -158,4 +178,5 @@ class _ThreadRun:
         return result
 
     def close(self) -> None:
+        """End the threads."""
         self._finalizer()

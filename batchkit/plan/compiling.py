@@ -114,6 +114,7 @@ def _compile_indexed(pipeline: Pipeline, shard: tuple[int, int]) -> Plan:
             )
         ordinal += isinstance(stage, (st.RandomMap, st.Shuffle))
     assert cut is not None
+    cut.last = batches is cut
     rank, world = shard
     static = cut.pads or cut.rows is None or cut.rows % cut.size == 0 or cut.drops
     return Plan(

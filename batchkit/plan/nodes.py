@@ -5,7 +5,8 @@ Each node asks the one before it; positions are mapped down to row numbers befor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -17,7 +18,7 @@ from batchkit.errors import BatchkitError, PipelineError, SchemaError, SourceErr
 from batchkit.plan.calls import Call, Rows, call_columns, call_rows
 from batchkit.schema import LeafSpec
 from batchkit.sources import ArraySource
-from batchkit.sources.stacking import stack_rows
+from batchkit.sources.stacking import Lease, stack_rows
 from batchkit.stages.order import Epochs, Locator, Positions
 from batchkit.tree import Tree
 
@@ -44,10 +45,12 @@ class SlotPool(Protocol):
     """What nodes keep with the pool."""
 
     def lessor(
-        self, key: Any, dtype: np.dtype[Any], row_shape: tuple[int, ...]
+        self, key: Any, dtype: np.dtype[Any], row_shape: tuple[int, ...], final: bool = False
     ) -> Callable[[int], npt.NDArray[Any]]: ...
 
-    def column(self, key: Any, rows: int, dtype: np.dtype[Any], row_shape: tuple[int, ...]) -> npt.NDArray[Any]: ...
+    def column(
+        self, key: Any, rows: int, dtype: np.dtype[Any], row_shape: tuple[int, ...], final: bool = False
+    ) -> npt.NDArray[Any]: ...
 
     def host_dtype(self, leaf: str, dtype: np.dtype[Any]) -> np.dtype[Any]: ...
 
@@ -65,6 +68,10 @@ class RowsNode(Protocol):
         """Return the rows at ``positions`` (int64, or a range) of ``epochs`` (one for all, or one each)."""
         ...
 
+    def requests(self, positions: Positions, epochs: Epochs) -> Iterator[npt.NDArray[np.int64]]:
+        """Yield the row numbers that :meth:`read` would have the source read, call by call."""
+        ...
+
 
 class BatchesNode(Protocol):
     """Batches by number."""
@@ -73,6 +80,10 @@ class BatchesNode(Protocol):
 
     def read(self, number: int, epoch: int, shard: tuple[int, int], slots: SlotPool) -> Rows:
         """Return rank ``shard[0]``'s rows of a batch, as columns."""
+        ...
+
+    def requests(self, number: int, epoch: int, shard: tuple[int, int]) -> Iterator[npt.NDArray[np.int64]]:
+        """Yield the row numbers that :meth:`read` would have the source read, call by call."""
         ...
 
 
@@ -95,6 +106,7 @@ class SourceRows:
         self._source = source
         self._final = final
         self._by_row = hasattr(source, "read")
+        self._handed = getattr(source, "handed", None)
         if not self._by_row:
             specs, self._treedef = tree_.flatten(source.schema)
             self._unflatten = self._treedef.unflatten
@@ -107,12 +119,18 @@ class SourceRows:
         try:
             if self._by_row:
                 return Rows(ids, epochs, items=self._source.read(ids))
+            if self._handed is not None:
+                return Rows(ids, epochs, self._handed(ids))
             return Rows(ids, epochs, self._unflatten(self._gather(ids, slots)))
         except BatchkitError:
             raise
         except Exception as exc:
             name = getattr(self._source, "kind", type(self._source).__name__)
             raise SourceError(f"{name}: reading rows {_few(ids)} failed: {type(exc).__name__}: {exc}") from exc
+
+    def requests(self, positions: Positions, epochs: Epochs) -> Iterator[npt.NDArray[np.int64]]:
+        """Yield what is asked of the source."""
+        yield np.arange(positions.start, positions.stop) if isinstance(positions, range) else positions
 
     def _gather(self, ids: npt.NDArray[np.int64], slots: SlotPool) -> list[npt.NDArray[Any]]:
         memory = slots.prepared.get(self) or self._prepare(slots)
@@ -132,7 +150,7 @@ class SourceRows:
         leases, narrowed = [], []
         for index, (path, dtype, shape) in enumerate(self._specs):
             host = slots.host_dtype(path, dtype) if self._final else dtype
-            leases.append(slots.lessor(index, host, shape))
+            leases.append(slots.lessor(index, host, shape, self._final))
             if host != dtype:
                 narrowed.append(index)
         takes = self._source.takes if isinstance(self._source, ArraySource) and not narrowed else None
@@ -191,6 +209,10 @@ class OrderedRows:
     def read(self, positions: Positions, epochs: Epochs, slots: SlotPool) -> Rows:
         return self._before.read(*self._locate(positions, epochs), slots)
 
+    def requests(self, positions: Positions, epochs: Epochs) -> Iterator[npt.NDArray[np.int64]]:
+        """Yield what is asked of the source."""
+        return self._before.requests(*self._locate(positions, epochs))
+
 
 class CalledRows:
     """Rows that functions were applied to, one by one."""
@@ -202,6 +224,10 @@ class CalledRows:
     def read(self, positions: Positions, epochs: Epochs, slots: SlotPool) -> Rows:
         return call_rows(self._before.read(positions, epochs, slots), self._calls)
 
+    def requests(self, positions: Positions, epochs: Epochs) -> Iterator[npt.NDArray[np.int64]]:
+        """Yield what is asked of the source."""
+        return self._before.requests(positions, epochs)
+
 
 class CutRows:
     """Rows cut into batches."""
@@ -212,31 +238,43 @@ class CutRows:
         self.size = stage.size
         self.pads = stage.remainder == "pad"
         self.drops = stage.remainder == "drop"
+        self.last = False
+        """Whether nothing is done to the batch any more."""
         self._before = before
         self._after = after
 
     def read(self, number: int, epoch: int, shard: tuple[int, int], slots: SlotPool) -> Rows:
+        positions, padded, surplus = self._cut(number, shard)
+        rows = self._before.read(positions, epoch, slots)
+        if rows.items is not None:
+            rows = Rows(rows.ids, rows.epochs, stack_rows(rows.items, rows.ids, self._after, self._lease(slots)))
+        if self.pads:
+            return pad_columns(none_of(rows) if surplus else rows, padded)
+        rows.surplus = surplus
+        return rows
+
+    def requests(self, number: int, epoch: int, shard: tuple[int, int]) -> Iterator[npt.NDArray[np.int64]]:
+        """Yield what is asked of the source."""
+        return self._before.requests(self._cut(number, shard)[0], epoch)
+
+    def _cut(self, number: int, shard: tuple[int, int]) -> tuple[range, int, bool]:
+        """Return the positions of a rank's rows, how many rows it has with padding, and whether it has none.
+
+        A rank without rows of a batch computes one all the same, to know what columns look like.
+        """
         start = number * self.size
         have = self.size if self.rows is None else min(self.size, self.rows - start)
-        if shard == (0, 1) and not self.pads:
-            rows = self._before.read(range(start, start + have), epoch, slots)
-            return rows if rows.items is None else self._columns(rows, slots)
-        cut = self.size if self.pads else have
+        if shard == (0, 1):
+            return range(start, start + have), self.size, False
         rank, world = shard
+        cut = self.size if self.pads else have
         low, high = cut * rank // world, cut * (rank + 1) // world
-        wanted = max(min(high, have) - low, 0)
-        if wanted == 0 and have:
-            # A rank without rows of this batch computes one all the same, to know what columns look like.
-            rows = self._columns(self._before.read(range(start, start + 1), epoch, slots), slots)
-            rows.surplus = not self.pads
-            return pad_columns(none_of(rows), high - low) if self.pads else rows
-        rows = self._columns(self._before.read(range(start + low, start + low + wanted), epoch, slots), slots)
-        return pad_columns(rows, high - low) if self.pads else rows
+        if low >= min(high, have) and have:
+            return range(start, start + 1), high - low, True
+        return range(start + low, start + min(high, have)), high - low, False
 
-    def _columns(self, rows: Rows, slots: SlotPool) -> Rows:
-        if rows.items is None:
-            return rows
-        return Rows(rows.ids, rows.epochs, columns=stack_rows(rows.items, rows.ids, self._after, slots.column))
+    def _lease(self, slots: SlotPool) -> Lease:
+        return functools.partial(slots.column, final=True) if self.last and not self.pads else slots.column
 
 
 class OrderedBatches:
@@ -248,9 +286,15 @@ class OrderedBatches:
         self._locate: Locator = stage.locator(before.length, ordinal)
 
     def read(self, number: int, epoch: int, shard: tuple[int, int], slots: SlotPool) -> Rows:
+        return self._before.read(*self._located(number, epoch), shard, slots)
+
+    def requests(self, number: int, epoch: int, shard: tuple[int, int]) -> Iterator[npt.NDArray[np.int64]]:
+        """Yield what is asked of the source."""
+        return self._before.requests(*self._located(number, epoch), shard)
+
+    def _located(self, number: int, epoch: int) -> tuple[int, int]:
         numbers, epochs = self._locate(range(number, number + 1), epoch)
-        inner = epochs if isinstance(epochs, int) else int(epochs[0])
-        return self._before.read(int(numbers[0]), inner, shard, slots)
+        return int(numbers[0]), epochs if isinstance(epochs, int) else int(epochs[0])
 
 
 class CalledBatches:
@@ -264,6 +308,10 @@ class CalledBatches:
         rows = self._before.read(number, epoch, shard, slots)
         rows.columns = call_columns(rows.columns, rows, self._calls)
         return rows
+
+    def requests(self, number: int, epoch: int, shard: tuple[int, int]) -> Iterator[npt.NDArray[np.int64]]:
+        """Yield what is asked of the source."""
+        return self._before.requests(number, epoch, shard)
 
 
 class UncutRows:
@@ -282,12 +330,10 @@ class UncutRows:
             self.length = cut.rows
 
     def read(self, positions: Positions, epochs: Epochs, slots: SlotPool) -> Rows:
-        numbers = np.asarray(positions, np.int64)
-        which, offsets = np.divmod(numbers, self._size)
-        per_row = np.broadcast_to(np.asarray(epochs, np.int64), numbers.shape)
-        wanted = np.unique(np.stack([per_row, which]), axis=1).T
+        numbers, which, per_row, wanted = self._wanted(positions, epochs)
+        offsets = numbers - which * self._size
         parts: list[tuple[npt.NDArray[np.intp], Rows]] = []
-        for epoch, number in wanted.tolist():
+        for epoch, number in wanted:
             chosen = np.nonzero((which == number) & (per_row == epoch))[0]
             parts.append((chosen, self._before.read(number, epoch, (0, 1), slots)))
         ids, inner = np.empty(len(numbers), np.int64), np.empty(len(numbers), np.int64)
@@ -298,6 +344,19 @@ class UncutRows:
         if not parts:
             return Rows(ids, inner, items=items)
         return Rows(ids, inner, columns=_picked(parts, offsets, len(numbers)))
+
+    def requests(self, positions: Positions, epochs: Epochs) -> Iterator[npt.NDArray[np.int64]]:
+        """Yield what is asked of the source."""
+        for epoch, number in self._wanted(positions, epochs)[3]:
+            yield from self._before.requests(number, epoch, (0, 1))
+
+    def _wanted(self, positions: Positions, epochs: Epochs) -> tuple[Any, Any, Any, list[tuple[int, int]]]:
+        """Return the positions, the batch and the epoch of each, and each (epoch, batch) once."""
+        numbers = np.asarray(positions, np.int64)
+        which = numbers // self._size
+        per_row = np.broadcast_to(np.asarray(epochs, np.int64), numbers.shape)
+        pairs = np.unique(np.stack([per_row, which]), axis=1).T
+        return numbers, which, per_row, [(epoch, number) for epoch, number in pairs.tolist()]
 
 
 def _picked(parts: list[tuple[npt.NDArray[np.intp], Rows]], offsets: npt.NDArray[np.int64], count: int) -> Tree:

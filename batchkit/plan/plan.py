@@ -39,11 +39,15 @@ class FreshMemory:
     def __init__(self) -> None:
         self.prepared: dict[Any, Any] = {}
 
-    def lessor(self, key: Any, dtype: np.dtype[Any], row_shape: tuple[int, ...]) -> Callable[[int], npt.NDArray[Any]]:
+    def lessor(
+        self, key: Any, dtype: np.dtype[Any], row_shape: tuple[int, ...], final: bool = False
+    ) -> Callable[[int], npt.NDArray[Any]]:
         """Return what makes new memory of one kind."""
         return lambda rows: np.empty((rows, *row_shape), dtype)
 
-    def column(self, key: Any, rows: int, dtype: np.dtype[Any], row_shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    def column(
+        self, key: Any, rows: int, dtype: np.dtype[Any], row_shape: tuple[int, ...], final: bool = False
+    ) -> npt.NDArray[Any]:
         """Return new memory."""
         return np.empty((rows, *row_shape), dtype)
 
@@ -138,6 +142,12 @@ class Plan:
         except BatchkitError as exc:
             exc.args = (f"epoch {step.epoch}, step {step.number}: {exc}",)
             raise
+
+    def requests(self, step: Step) -> list[npt.NDArray[np.int64]]:
+        """Return the row numbers that a step has the source read, call by call; reads nothing."""
+        if self.batches is None:
+            return [] if step.rows is None else [step.rows.ids]
+        return list(self.batches.requests(step.number, step.epoch, self.shard))
 
     def _finished(self, step: Step, slots: Any) -> Rows:
         """Do to a stream's rows what is left to do."""

@@ -189,9 +189,9 @@ def _built_in(kind: str) -> Mapping[str, Any]:
     if kind == "backends":
         return {"numpy": NumpyBackend}
     if kind == "executors":
-        from batchkit.executors import InlineExecutor, ThreadExecutor
+        from batchkit.executors import InlineExecutor, ProcessExecutor, ThreadExecutor
 
-        return {"inline": InlineExecutor, "threads": ThreadExecutor}
+        return {"inline": InlineExecutor, "processes": ProcessExecutor, "threads": ThreadExecutor}
     if kind == "sources":
         from batchkit.sources import SOURCES
 

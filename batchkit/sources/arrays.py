@@ -27,6 +27,8 @@ class ArraySource:
     """
 
     kind = "arrays"
+    in_memory = True
+    """Whether a worker process would have to be sent the data themselves."""
 
     def __init__(self, tree: Tree) -> None:
         leaves, self.treedef = tree_.flatten(tree)

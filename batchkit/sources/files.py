@@ -26,6 +26,7 @@ class NpySource(ArraySource):
     """
 
     kind = "npy"
+    in_memory = False
 
     def __init__(self, path: Tree) -> None:
         self.path = tree_.map_leaves(_as_path, path)
@@ -43,6 +44,7 @@ class NpzSource(ArraySource):
     """The arrays of one ``.npz`` file as a dict; stored members are mapped, compressed ones are read."""
 
     kind = "npz"
+    in_memory = False
 
     def __init__(self, path: str | os.PathLike[str], keys: Sequence[str] | None = None) -> None:
         self.path = _as_path(path)

@@ -41,6 +41,11 @@ class SequenceSource:
         self._schema: Tree | None = None
 
     @property
+    def in_memory(self) -> bool:
+        """Whether a worker process would have to be sent the rows themselves."""
+        return isinstance(self.sequence, (list, tuple))
+
+    @property
     def schema(self) -> Tree:
         """The schema of row 0.
 

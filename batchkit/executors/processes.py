@@ -1,0 +1,435 @@
+"""Steps computed by worker processes, which write their batches to memory that the caller shares."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import signal
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from sys import getrefcount
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from batchkit import tree as tree_
+from batchkit.errors import PipelineError, WorkerError
+from batchkit.executors.arena import Arena, Layout, find, sizes
+from batchkit.executors.executor import Run, Work, worker_count
+from batchkit.executors.posix import Channel, Crew, new_memory
+from batchkit.executors.threads import ThreadRun
+from batchkit.executors.worker import PlannedWork
+from batchkit.sources.stacking import detached
+from batchkit.tree import Tree
+
+__all__ = ["ProcessExecutor"]
+
+ATTEMPTS = 3
+"""How often a step is computed whose worker dies, before it is given up."""
+
+
+class ProcessExecutor:
+    """``workers`` processes, for functions that hold the GIL.
+
+    Each worker is fed by a thread of the caller's, so that order, window and closing are
+    those of the thread executor. Workers stay for the next epoch; they end with the loader.
+    ``timeout`` is how many seconds a step may take.
+    """
+
+    name = "processes"
+
+    def __init__(self, workers: Any = "auto", timeout: float | None = None) -> None:
+        self.workers = worker_count(workers)
+        if timeout is not None and not timeout > 0:
+            raise PipelineError(f"timeout must be a number of seconds above 0, or None, not {timeout!r}")
+        self.timeout = timeout
+        self._pools: list[_Pool] = []
+        self._finalizer = weakref.finalize(self, _stop_all, self._pools)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.workers, self.timeout)
+
+    def run(self, plan: Work, steps: Iterator[Any], window: int) -> Run:
+        """Start computing; the first run starts the workers.
+
+        Raises:
+            PipelineError: a function cannot be sent to another process; names its stage.
+        """
+        key = getattr(plan, "plan", plan)
+        pool = next((pool for pool in self._pools if pool.key is key), None)
+        if pool is None:
+            pool = _Pool(key, plan, self.timeout)
+            self._pools.append(pool)
+        return _ProcessRun(self, pool, steps, max(window, 1))
+
+    def close(self) -> None:
+        """End all workers."""
+        _stop_all(self._pools)
+
+
+def _stop_all(pools: list[_Pool]) -> None:
+    while pools:
+        pools.pop().stop()
+
+
+class _ProcessRun(ThreadRun):
+    """A run of threads each of which has a worker process do its work."""
+
+    def __init__(self, executor: ProcessExecutor, pool: _Pool, steps: Iterator[Any], window: int) -> None:
+        self._executor = executor  # whose end would be the workers' end
+        workers = [pool.take() for _ in range(min(executor.workers, window))]
+
+        def interrupt() -> None:
+            for worker in workers:
+                worker.interrupt()
+
+        def give_back() -> None:
+            for worker in workers:
+                pool.give(worker)
+
+        super().__init__(steps, window, [worker.compute for worker in workers], interrupt, give_back)
+
+
+class _Pool:
+    """The workers of one plan, and the server that starts them."""
+
+    def __init__(self, key: Any, work: Any, timeout: float | None) -> None:
+        self.key, self.timeout = key, timeout
+        self.plan: Any = getattr(work, "plan", None)
+        self.slots = cast(Any, getattr(work, "slots", None))
+        self.described = _described(
+            work if self.plan is None else PlannedWork(self.plan, self.slots.backend), self.plan
+        )
+        self._lock = threading.Lock()
+        self._free: list[_Worker] = []
+        self._all: list[_Worker] = []
+        self._crew: Crew | None = None
+        self._process = os.getpid()
+        self.stopped = False
+
+    def take(self) -> _Worker:
+        """Return a worker that nobody else has."""
+        with self._lock:
+            if self._free:
+                return self._free.pop(0)
+            worker = _Worker(self)
+            self._all.append(worker)
+            return worker
+
+    def give(self, worker: _Worker) -> None:
+        """Take a worker back."""
+        with self._lock:
+            if worker not in self._free:
+                self._free.append(worker)
+
+    def start(self) -> tuple[Channel, int]:
+        """Start a worker process.
+
+        Raises:
+            EOFError: the pool was stopped.
+        """
+        for _ in range(2):
+            with self._lock:
+                if self.stopped:
+                    raise EOFError("the pool was stopped")
+                crew = self._crew = self._crew or Crew()
+            try:
+                return crew.start()
+            except EOFError:  # somebody has killed the server: its workers are gone, too
+                with self._lock:
+                    if self._crew is crew:
+                        self._crew = None
+                crew.stop()
+        raise WorkerError("the server that starts worker processes ends at once: see what it printed on stderr")
+
+    def ending(self, process: int) -> str:
+        """Return in words how a worker ended."""
+        crew = self._crew
+        status = crew.status(process) if crew is not None else None
+        if status is None:
+            return "it is gone"
+        if status < 0:
+            return f"signal {-status} ({signal.Signals(-status).name})"
+        return f"exit code {status}"
+
+    def stop(self) -> None:
+        """End all workers and the server."""
+        if os.getpid() != self._process:
+            return
+        with self._lock:
+            self.stopped = True
+            workers, self._all, self._free = self._all, [], []
+            crew, self._crew = self._crew, None
+        for worker in workers:
+            worker.shut()
+        if crew is not None:
+            crew.stop()
+
+
+def _described(job: Any, plan: Any) -> bytes:
+    import cloudpickle
+
+    try:
+        described: bytes = cloudpickle.dumps(job)
+        return described
+    except Exception as exc:
+        what = _culprit(plan.pipeline) if plan is not None else f"the {type(job).__name__}"
+        raise PipelineError(
+            f"{what} cannot be sent to a worker process: {exc}. Leave out what belongs to this process alone "
+            "(locks, open files, connections), or use executor='threads'"
+        ) from exc
+
+
+def _culprit(pipeline: Any) -> str:
+    import cloudpickle
+
+    for number, stage in enumerate(pipeline.stages):
+        try:
+            cloudpickle.dumps(stage)
+        except Exception:
+            return f"stage {number} {stage.label}"
+    return f"the source {getattr(pipeline.source, 'kind', type(pipeline.source).__name__)!r}"
+
+
+class _Shared:
+    """One piece of shared memory, leased as host slots are: by the references to its root array."""
+
+    __slots__ = ("baseline", "descriptor", "memory", "number")
+
+    def __init__(self, size: int, number: int) -> None:
+        self.memory, self.descriptor = new_memory(size)
+        self.number = number
+        self.baseline = getrefcount(self.memory)
+
+    @property
+    def free(self) -> bool:
+        """Whether nobody refers to it any more."""
+        return getrefcount(self.memory) == self.baseline
+
+    def __del__(self) -> None:
+        os.close(self.descriptor)
+
+
+class _Worker:
+    """One worker process, as the thread that feeds it sees it."""
+
+    KEPT = 4  # pieces of memory that may lie idle
+
+    def __init__(self, pool: _Pool) -> None:
+        self._pool = pool
+        self._channel: Channel | None = None
+        self._process = 0
+        self._known: set[int] = set()
+        self._pieces: list[_Shared] = []
+        self._dropped: list[int] = []
+        self._count = 0
+        self._need = 0
+        self._busy = False
+        self._interrupted = False
+        self._lock = threading.Lock()
+
+    # -- from any thread
+
+    def interrupt(self) -> None:
+        """End what the worker is busy with; one that is idle stays."""
+        with self._lock:
+            if self._busy:
+                self._interrupted = True
+                self._kill()
+
+    def shut(self) -> None:
+        """End the process."""
+        with self._lock:
+            self._interrupted = True
+            self._kill()
+
+    def _kill(self) -> None:
+        if self._channel is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process, signal.SIGKILL)
+            self._channel.close()
+
+    # -- from the feeding thread
+
+    def compute(self, step: Any) -> Tree:
+        """Return the host batch of a step; start the worker again if it dies meanwhile.
+
+        Raises:
+            WorkerError: it died again and again, or took too long.
+            BaseException: what computing the step raised in the worker.
+        """
+        with self._lock:
+            self._busy, self._interrupted = True, False
+        try:
+            for attempt in range(1, ATTEMPTS + 1):
+                try:
+                    return self._once(step)
+                except (EOFError, BrokenPipeError, ConnectionError) as exc:
+                    how = self._lost()
+                    if self._interrupted or self._pool.stopped:
+                        raise WorkerError(f"{self._named(step)}: the iteration was closed") from exc
+                    if attempt == ATTEMPTS:
+                        raise WorkerError(
+                            f"{self._named(step)}: its worker process died {ATTEMPTS} times, the last time by {how}. "
+                            f"The step was given up{self._rows(step)}; look for what crashes or uses up memory there"
+                        ) from None
+            raise AssertionError("unreachable")
+        finally:
+            with self._lock:
+                self._busy = False
+
+    def _once(self, step: Any) -> Tree:
+        channel = self._started()
+        deadline = None if self._pool.timeout is None else time.monotonic() + self._pool.timeout
+        piece, handed = self._handed(step)
+        if piece is None and self._need:
+            piece = self._piece(self._need)
+        self._send(channel, step, piece, handed)
+        while True:
+            try:
+                left = None if deadline is None else max(deadline - time.monotonic(), 0.001)
+                reply, _ = channel.receive(left)
+            except TimeoutError:
+                self._kill()
+                self._lost()
+                raise WorkerError(
+                    f"{self._named(step)}: its worker process did not finish within timeout={self._pool.timeout} "
+                    f"seconds and was ended{self._rows(step)}. Give it more time, or look for what hangs there"
+                ) from None
+            kind = reply[0]
+            if kind == "batch":
+                assert piece is not None
+                return find(piece.memory, reply[1])
+            if kind == "failed":
+                raise _unpacked(*reply[1:])
+            if kind == "grow":
+                self._need = max(self._need, reply[1], 1)
+                piece = self._piece(self._need)
+                channel.send(piece.number, self._descriptors(piece))
+            else:
+                channel.send(self._host_dtype(*reply[1:]))
+
+    def _started(self) -> Channel:
+        if self._channel is None:
+            channel, process = self._pool.start()
+            with self._lock:
+                self._channel, self._process = channel, process
+            self._known.clear()
+            channel.send(self._pool.described)
+        return self._channel
+
+    def _lost(self) -> str:
+        """Forget the process that is gone; return how it ended."""
+        with self._lock:
+            channel, self._channel, process = self._channel, None, self._process
+        if channel is None:
+            return "a stop of the pool"
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)  # it may have closed its end only
+        channel.close()
+        return self._pool.ending(process)
+
+    def _send(self, channel: Channel, step: Any, piece: _Shared | None, handed: list[Any]) -> None:
+        try:
+            packed = pickle.dumps(step, pickle.HIGHEST_PROTOCOL)
+        except Exception as exc:
+            raise WorkerError(
+                f"{self._named(step)}: its rows cannot be sent to a worker process: {exc}. "
+                "Yield arrays, numbers and text, or use executor='threads'"
+            ) from exc
+        number = None if piece is None else piece.number
+        dropped, self._dropped = self._dropped, []
+        channel.send((packed, number, handed, dropped), () if piece is None else self._descriptors(piece))
+
+    def _descriptors(self, piece: _Shared) -> tuple[int, ...]:
+        if piece.number in self._known:
+            return ()
+        self._known.add(piece.number)
+        return (piece.descriptor,)
+
+    def _piece(self, size: int) -> _Shared:
+        """Return shared memory that nobody refers to, of at least ``size`` bytes."""
+        chosen, idle = None, []
+        for piece in self._pieces:
+            if piece.free:
+                if chosen is None and piece.memory.size >= size:
+                    chosen = piece
+                else:
+                    idle.append(piece)
+        for piece in idle[self.KEPT :] + [old for old in idle[: self.KEPT] if old.memory.size < size]:
+            self._pieces.remove(piece)
+            self._dropped.append(piece.number)
+        if chosen is None:
+            self._count += 1
+            chosen = _Shared(-(-size // 4096) * 4096, self._count)
+            self._pieces.append(chosen)
+        return chosen
+
+    def _handed(self, step: Any) -> tuple[_Shared | None, list[Any]]:
+        """Gather what the worker cannot read itself: the rows of a source that lives in this process."""
+        plan = self._pool.plan
+        if plan is None or not getattr(plan.pipeline.source, "in_memory", False):
+            return None, []
+        source, requests = plan.pipeline.source, plan.requests(step)
+        if hasattr(source, "read"):
+            return None, [[detached(row) for row in source.read(ids)] for ids in requests]
+        specs, treedef = tree_.flatten(source.schema)
+        kinds = [(spec.dtype, spec.shape) for spec in specs]
+        piece = self._piece(max(sum(sizes(kinds, len(ids)) for ids in requests), self._need, 1))
+        arena, layouts = Arena(piece.memory), []
+        for ids in requests:
+            columns = [arena.place((len(ids), *shape), dtype) for dtype, shape in kinds]
+            layouts.append(_gathered(source, ids, columns, treedef, arena))
+        return piece, layouts
+
+    def _host_dtype(self, leaf: str, dtype: Any) -> Any:
+        try:
+            return self._pool.slots.host_dtype(leaf, dtype)
+        except Exception as exc:
+            return exc
+
+    def _named(self, step: Any) -> str:
+        if hasattr(step, "number"):
+            return f"epoch {step.epoch}, step {step.number}"
+        return f"step {step!r}"
+
+    def _rows(self, step: Any) -> str:
+        if self._pool.plan is None:
+            return ""
+        rows = np.concatenate(self._pool.plan.requests(step) or [np.empty(0, np.int64)]).tolist()
+        shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
+        return f" (rows [{shown}])"
+
+
+def _gathered(source: Any, ids: npt.NDArray[np.int64], columns: list[Any], treedef: Any, arena: Arena) -> Layout:
+    made = source.gather(ids, tree_.unflatten(treedef, columns))
+    layout = arena.layout(made)
+    assert layout is not None
+    return layout
+
+
+class _RemoteTraceback(Exception):
+    """The traceback of a worker process, as text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.text}"""'
+
+
+def _unpacked(error: bytes | None, cause: bytes | None, text: str, shown: str) -> BaseException:
+    """Return the error that a worker sent, with the worker's traceback behind it."""
+    exc: BaseException = WorkerError(f"a worker process raised {text}") if error is None else pickle.loads(error)
+    behind = pickle.loads(cause) if cause is not None else None
+    if behind is not None:
+        behind.__cause__ = _RemoteTraceback(shown)
+        exc.__cause__ = behind
+    else:
+        exc.__cause__ = _RemoteTraceback(shown)
+    return exc

@@ -1,0 +1,198 @@
+"""What a worker process does: compute steps, one after the other, until the caller is gone."""
+
+from __future__ import annotations
+
+import pickle
+import signal
+import traceback
+from collections import deque
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from batchkit.errors import BatchkitError, WorkerError
+from batchkit.executors.arena import Arena, ArenaSlots, Layout, RemoteBackend, find, size_of
+from batchkit.executors.posix import Channel, map_memory
+from batchkit.pipeline import Pipeline
+from batchkit.plan import Plan, compile
+from batchkit.tree import Tree
+
+__all__ = ["HandedColumns", "HandedRows", "PlannedWork", "work"]
+
+
+class HandedColumns:
+    """Stands in for a source that stays with the caller, who hands over the columns of each step."""
+
+    def __init__(self, source: Any) -> None:
+        self.kind, self.schema = getattr(source, "kind", type(source).__name__), source.schema
+        self._length, self._fingerprint = len(source), source.fingerprint()
+        self.waiting: deque[Tree] = deque()
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return self._length
+
+    def fingerprint(self) -> str:
+        """Return what the source itself says."""
+        return self._fingerprint  # type: ignore[no-any-return]
+
+    def handed(self, rows: npt.NDArray[np.int64]) -> Tree:
+        """Return the columns that the caller has gathered for these rows."""
+        return self.waiting.popleft()
+
+    def gather(self, rows: npt.NDArray[np.int64], out: Tree | None = None) -> Tree:
+        """Return the same; what is handed over needs no ``out``."""
+        return self.handed(rows)
+
+
+class HandedRows:
+    """The same for a source that is read row by row."""
+
+    def __init__(self, source: Any) -> None:
+        self.kind = source.kind
+        self._length, self._fingerprint = len(source), source.fingerprint()
+        self.waiting: deque[list[Tree]] = deque()
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return self._length
+
+    def fingerprint(self) -> str:
+        """Return what the source itself says."""
+        return self._fingerprint  # type: ignore[no-any-return]
+
+    def read(self, rows: npt.NDArray[np.int64]) -> list[Tree]:
+        """Return the rows that the caller has read."""
+        return self.waiting.popleft()
+
+
+class PlannedWork:
+    """A plan as a worker gets it: described, with the facts of the backend, compiled on arrival."""
+
+    def __init__(self, plan: Plan, backend: Any) -> None:
+        self._pipeline, self._shard = plan.pipeline, plan.shard
+        self._facts = (backend.name, backend.alignment, getattr(backend, "widening", ""))
+        source = plan.pipeline.source
+        if getattr(source, "in_memory", False):
+            stand_in: Any = HandedRows(source) if hasattr(source, "read") else HandedColumns(source)
+            self._pipeline = Pipeline(stand_in, plan.pipeline.stages)
+
+    def arrive(self, channel: Channel) -> None:
+        """Get ready, in the worker."""
+        self._plan = compile(self._pipeline, self._shard)
+        self._slots = ArenaSlots(RemoteBackend(*self._facts, lambda leaf, dtype: _asked(channel, leaf, dtype)))
+
+    def compute(self, step: Any, arena: Arena | None, handed: Any) -> Tree:
+        """Return the host batch of a step; what was handed over is read instead of the source."""
+        waiting = getattr(self._pipeline.source, "waiting", None)
+        if waiting is not None:
+            waiting.clear()
+            waiting.extend(handed)
+        self._slots.arena = arena
+        return self._plan.compute(step, self._slots)
+
+
+def _asked(channel: Channel, leaf: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
+    channel.send(("host_dtype", leaf, dtype))
+    answer, _ = channel.receive()
+    if isinstance(answer, BaseException):
+        raise answer
+    return answer  # type: ignore[no-any-return]
+
+
+def work(channel: Channel) -> None:
+    """Compute what comes until the caller is gone.
+
+    Raises:
+        EOFError: the caller is gone.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the caller, who ends us
+    described, _ = channel.receive()
+    job: Any = None
+    problem: BaseException | None = None
+    try:
+        job = pickle.loads(described)
+        if isinstance(job, PlannedWork):
+            job.arrive(channel)
+    except Exception as exc:
+        problem = exc
+    arenas: dict[int, npt.NDArray[np.uint8]] = {}
+    while True:
+        (step, number, handed, dropped), descriptors = channel.receive()
+        for old in dropped:
+            arenas.pop(old, None)
+        _map(arenas, number, descriptors)
+        arena = Arena(arenas[number]) if number is not None else None
+        try:
+            if problem is not None:
+                raise WorkerError(f"a worker could not take the pipeline over: {problem}") from problem
+            tree = _computed(job, step, arena, handed, arenas.get(number) if number is not None else None)
+            _deliver(channel, tree, arena, arenas)
+        except (EOFError, BrokenPipeError, ConnectionError):
+            raise
+        except BaseException as exc:
+            channel.send(("failed", *_packed(exc)))
+        tree = arena = None
+
+
+def _computed(job: Any, step: Any, arena: Arena | None, handed: Any, memory: Any) -> Tree:
+    if not isinstance(job, PlannedWork):
+        return job.compute(pickle.loads(step))
+    blocks = []
+    for block in handed:
+        if isinstance(block, Layout):
+            tree = find(memory, block)
+            assert arena is not None
+            arena.used = max(arena.used, _end(block))
+            blocks.append(tree)
+        else:
+            blocks.append(block)
+    return job.compute(pickle.loads(step), arena, blocks)
+
+
+def _end(layout: Layout) -> int:
+    ends = [at + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize for dtype, shape, at in layout.columns if at >= 0]
+    return -(-max(ends, default=0) // 64) * 64
+
+
+def _deliver(channel: Channel, tree: Tree, arena: Arena | None, arenas: dict[int, Any]) -> None:
+    """Send where the batch lies; if it does not fit, ask for more room first."""
+    layout = arena.layout(tree) if arena is not None else None
+    while layout is None:
+        channel.send(("grow", size_of(tree)))
+        number, descriptors = channel.receive()
+        _map(arenas, number, descriptors)
+        arena = Arena(arenas[number])
+        layout = arena.layout(tree)
+    channel.send(("batch", layout))
+
+
+def _map(arenas: dict[int, Any], number: int | None, descriptors: list[int]) -> None:
+    import os
+
+    for descriptor in descriptors:
+        assert number is not None
+        try:
+            arenas[number] = map_memory(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _packed(exc: BaseException) -> tuple[bytes | None, bytes | None, str, str]:
+    """Return an error and its cause as far as they can be pickled, its text, and the worker's traceback."""
+    shown = "".join(traceback.format_exception(type(exc), exc, exc.__traceback__))
+    return _pickled(exc), _pickled(exc.__cause__), f"{type(exc).__name__}: {exc}", shown
+
+
+def _pickled(exc: BaseException | None) -> bytes | None:
+    if exc is None:
+        return None
+    try:
+        import cloudpickle
+
+        packed: bytes = cloudpickle.dumps(exc)
+        same = type(pickle.loads(packed)) is type(exc) or isinstance(exc, BatchkitError)
+        return packed if same else None
+    except Exception:  # an exception may hold anything: its text goes in its place
+        return None
