@@ -14,6 +14,12 @@ from batchkit.tree import Tree
 
 __all__ = ["ThreadExecutor", "ThreadRun"]
 
+HAND_OVER_SECONDS = 40e-6
+"""What it costs to hand a batch from one thread to another, both sides together."""
+SLOW_SECONDS = 300e-6
+"""A step for which the hand-over is next to nothing."""
+SURE_SECONDS = 20e-3
+"""A step so slow that not even the making of an epoch's order explains it."""
 JOIN_SECONDS = 5.0
 """How long closing waits for threads; one that is stuck in a user's function ends when that returns."""
 
@@ -27,8 +33,54 @@ class ThreadExecutor:
         self.workers = worker_count(workers)
 
     def run(self, plan: Work, steps: Iterator[Any], window: int) -> Run:
-        """Start the threads."""
-        return ThreadRun(steps, max(window, 1), [plan.compute] * self.workers)
+        """Return a run that starts its threads when they are worth it."""
+        return _PatientRun(plan, steps, max(window, 1), self.workers)
+
+
+class _PatientRun:
+    """Computes in the caller's thread until threads would be faster, and hands over to them then.
+
+    What threads gain in a step is what it and the caller's own work can overlap, or what
+    several of them share; what they lose is the hand-over. Both are seen in the first steps.
+    """
+
+    def __init__(self, plan: Work, steps: Iterator[Any], window: int, workers: int) -> None:
+        self._plan, self._steps, self._window, self._workers = plan, steps, window, workers
+        self._threads: ThreadRun | None = None
+        self._returned = 0.0
+        self._worth: list[bool] = []
+        self._closed = False
+
+    def __iter__(self) -> Iterator[Tree]:
+        return self
+
+    def __next__(self) -> Tree:
+        if self._threads is not None:
+            return next(self._threads)
+        asked = time.perf_counter()
+        step = next(self._steps)
+        try:
+            return self._plan.compute(step)
+        finally:
+            now = time.perf_counter()
+            cost, gap = now - asked, asked - self._returned
+            worth = cost > SLOW_SECONDS or min(cost, gap) > HAND_OVER_SECONDS
+            # One slow step says little: the first one makes the epoch's order, and any may be interrupted.
+            self._worth = [*self._worth[-2:], worth]
+            if not self._closed and (cost > SURE_SECONDS or (len(self._worth) == 3 and all(self._worth))):
+                self._threads = ThreadRun(self._steps, self._window, [self._plan.compute] * self._workers)
+            self._returned = now
+
+    def close(self) -> None:
+        """End the threads, if there are any."""
+        self._closed = True
+        if self._threads is not None:
+            self._threads.close()
+            return
+        steps, self._steps = self._steps, iter(())
+        close = getattr(steps, "close", None)
+        if close is not None:
+            close()
 
 
 class _Failure:
