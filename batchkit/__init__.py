@@ -24,6 +24,7 @@ from batchkit.pipeline import (
     from_source,
 )
 from batchkit.schema import LeafSpec
+from batchkit.skipping import Skip
 from batchkit.sources import Source
 from batchkit.stages import ColumnStage
 
@@ -38,6 +39,7 @@ __all__ = [
     "Loader",
     "NumpyBackend",
     "Pipeline",
+    "Skip",
     "Source",
     "from_arrays",
     "from_generator",

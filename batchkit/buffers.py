@@ -122,6 +122,7 @@ class Slots:
         self.alignment = backend.alignment
         self.narrow = narrow
         self.prepared: dict[Any, Any] = {}
+        self.guard: Any = None
         self._lessors: dict[tuple[Any, ...], Callable[[int], npt.NDArray[Any]]] = {}
         self._host_dtypes: dict[tuple[str, np.dtype[Any]], np.dtype[Any]] = {}
         self._lock = threading.Lock()

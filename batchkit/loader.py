@@ -22,6 +22,8 @@ from batchkit.plan import Plan, compile
 from batchkit.plugins import Plugins, installed
 from batchkit.report import Statistics
 from batchkit.schema import LeafSpec
+from batchkit.skipping import Guard, Ledger, Skip, skip_of
+from batchkit.stages import Unbatch
 from batchkit.stages.stage import at_least
 from batchkit.state import STATE_VERSION, checked_cursor
 from batchkit.tree import Tree
@@ -45,6 +47,11 @@ class Loader:
         shard: ``(rank, world)``: of every batch, this rank loads its slice of the rows.
         narrow: ``"checked"``: where the framework has no 64-bit type, narrow what fits and
             refuse what does not; ``"error"``: refuse to narrow at all.
+        timeout: how many seconds a step may take, with ``"processes"`` (the worker is ended) or
+            ``"threads"`` (the caller stops waiting).
+        on_error: ``"raise"``, or ``"skip"`` or :class:`~batchkit.Skip` to leave out rows that
+            cannot be read or whose function fails, up to a budget. Such a row makes its batch
+            smaller, or is masked under ``remainder="pad"``.
         plugins: local plugins, by file (``"./my_plugin.py"``) or module name.
 
     Raises:
@@ -63,6 +70,8 @@ class Loader:
         prefetch: int = 2,
         shard: tuple[int, int] = (0, 1),
         narrow: str = "checked",
+        timeout: float | None = None,
+        on_error: str | Skip | Mapping[str, Any] = "raise",
         plugins: Sequence[str] | Plugins = (),
     ) -> None:
         self._options: dict[str, Any] = {
@@ -73,6 +82,8 @@ class Loader:
             "prefetch": prefetch,
             "shard": shard,
             "narrow": narrow,
+            "timeout": timeout,
+            "on_error": on_error,
             "plugins": plugins,
         }
         if narrow not in NARROW:
@@ -85,9 +96,12 @@ class Loader:
         self.backend: Backend = known.backend(backend) if isinstance(backend, str) else _checked_backend(backend)
         self.device = self.backend.device(device)
         self.executor: Executor = (
-            known.executor(executor)(workers=workers) if isinstance(executor, str) else _checked_executor(executor)
+            _made_executor(known, executor, workers, timeout)
+            if isinstance(executor, str)
+            else _checked_executor(executor)
         )
         self._slots = Slots(self.backend, narrow)
+        self._ledger = self._ledger_for(skip_of(on_error))
         self._lock = threading.RLock()
         self._cursor = _Cursor(0, 0, fresh=True)
         self._current: weakref.ref[BatchIterator] | None = None
@@ -99,6 +113,24 @@ class Loader:
         self.statistics = Statistics()
         if not self.plan.by_row and not self.plan.has_functions:
             _ = self.schema  # an unknown leaf or dtype is better said now than with the first batch
+
+    def _ledger_for(self, skip: Skip | None) -> Ledger | None:
+        if skip is None:
+            return None
+        if any(isinstance(stage, Unbatch) for stage in self.pipeline.stages):
+            raise PipelineError(
+                "on_error='skip' cannot be used with unbatch(), whose rows are counted by their batches"
+            )
+        self._slots.guard = Guard()
+        source = self.pipeline.source
+        steps, size = self.plan.steps_per_epoch, self.plan.rows_per_batch
+        known = None if steps is None else steps * size if size is not None else len(source)
+        return Ledger(skip, getattr(source, "kind", type(source).__name__), known)
+
+    @property
+    def skipped(self) -> int:
+        """How many rows delivered batches have left out, under ``on_error="skip"``."""
+        return 0 if self._ledger is None else self._ledger.total
 
     # -- what it is
 
@@ -203,7 +235,11 @@ class Loader:
         if self._closed:
             raise PipelineError("this loader is closed. Make a new one, or leave close() and the with statement out")
 
-    def _check_alike(self, host: Tree, epoch: int, number: int) -> None:
+    def _check(self, host: Tree, epoch: int, number: int) -> None:
+        """Look at a batch before it is delivered: are rows missing, and is it like the first one?"""
+        if self._ledger is not None:
+            left_out = self._slots.guard.pop((epoch, number))
+            self._ledger.add(epoch, number, len(tree_.flatten(host)[0][0]), left_out)
         if self._likeness is None:
             self._likeness = Likeness(host, (epoch, number))
         else:
@@ -350,7 +386,7 @@ class BatchIterator(Iterator[Tree]):
         try:
             host = next(self._run)
             if self._checks:
-                self._loader._check_alike(host, self._cursor.epoch, number)
+                self._loader._check(host, self._cursor.epoch, number)
             batch = self._put(host, self._device)
         except StopIteration:
             return self._ended()
@@ -419,6 +455,12 @@ def _checked_backend(backend: Any) -> Backend:
         lacks = f", which lacks {', '.join(lacking)}" if lacking else ""
         raise BackendError(f"backend must be a name such as 'torch' or a Backend object, not {what}{lacks}")
     return backend
+
+
+def _made_executor(known: Plugins, name: str, workers: int | str, timeout: float | None) -> Executor:
+    limit = {} if timeout is None else {"timeout": timeout}
+    executor: Executor = known.executor(name)(workers=workers, **limit)
+    return executor
 
 
 def _checked_executor(executor: Any) -> Executor:

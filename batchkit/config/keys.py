@@ -109,6 +109,12 @@ LOADER: Keys = MappingProxyType(
             "What becomes of 64-bit values in a framework without them: narrowed where they fit, or refused.",
             default="checked",
         ),
+        "timeout": Key(Annotated[float, Field(gt=0)] | None, "How many seconds a batch may take."),
+        "on_error": Key(
+            Literal["raise", "skip"] | dict[str, Any],
+            "What becomes of rows that fail: an error, or left out: skip, or {budget: 0.01, log: skipped.jsonl}.",
+            default="raise",
+        ),
     }
 )
 """The options of a Loader."""

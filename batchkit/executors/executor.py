@@ -10,7 +10,7 @@ from batchkit.errors import PipelineError, PipelineTypeError
 from batchkit.stages.stage import at_least
 from batchkit.tree import Tree
 
-__all__ = ["Executor", "Run", "Work", "worker_count"]
+__all__ = ["Executor", "Run", "Work", "seconds", "worker_count"]
 
 
 class Work(Protocol):
@@ -49,6 +49,19 @@ class Executor(Protocol):
         ``window`` steps may be pulled beyond those whose batch was delivered.
         """
         ...
+
+
+def seconds(timeout: Any) -> float | None:
+    """Return ``timeout=`` as seconds, or ``None`` for no limit.
+
+    Raises:
+        PipelineError: it is not a number above 0.
+    """
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
+        raise PipelineError(f"timeout must be a number of seconds above 0, or None, not {timeout!r}")
+    return float(timeout)
 
 
 def worker_count(workers: Any) -> int:

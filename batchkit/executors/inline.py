@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from batchkit.errors import PipelineError
 from batchkit.executors.executor import Run, Work
 from batchkit.tree import Tree
 
@@ -16,7 +17,12 @@ class InlineExecutor:
 
     name = "inline"
 
-    def __init__(self, workers: Any = "auto") -> None:
+    def __init__(self, workers: Any = "auto", timeout: float | None = None) -> None:
+        if timeout is not None:
+            raise PipelineError(
+                "executor 'inline' computes in the caller's thread, which cannot be interrupted: leave timeout out, or "
+                "use executor='processes'"
+            )
         self.workers = 0
 
     def run(self, plan: Work, steps: Iterator[Any], window: int) -> Run:

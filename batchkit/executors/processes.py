@@ -19,7 +19,7 @@ import numpy.typing as npt
 from batchkit import tree as tree_
 from batchkit.errors import PipelineError, WorkerError
 from batchkit.executors.arena import Arena, Layout, find, sizes
-from batchkit.executors.executor import Run, Work, worker_count
+from batchkit.executors.executor import Run, Work, seconds, worker_count
 from batchkit.executors.posix import Channel, Crew, new_memory
 from batchkit.executors.threads import ThreadRun
 from batchkit.executors.worker import PlannedWork
@@ -44,9 +44,7 @@ class ProcessExecutor:
 
     def __init__(self, workers: Any = "auto", timeout: float | None = None) -> None:
         self.workers = worker_count(workers)
-        if timeout is not None and not timeout > 0:
-            raise PipelineError(f"timeout must be a number of seconds above 0, or None, not {timeout!r}")
-        self.timeout = timeout
+        self.timeout = seconds(timeout)
         self._pools: list[_Pool] = []
         self._finalizer = weakref.finalize(self, _stop_all, self._pools)
 
@@ -102,7 +100,8 @@ class _Pool:
         self.plan: Any = getattr(work, "plan", None)
         self.slots = cast(Any, getattr(work, "slots", None))
         self.described = _described(
-            work if self.plan is None else PlannedWork(self.plan, self.slots.backend), self.plan
+            work if self.plan is None else PlannedWork(self.plan, self.slots.backend, self.slots.guard is not None),
+            self.plan,
         )
         self._lock = threading.Lock()
         self._free: list[_Worker] = []
@@ -303,6 +302,8 @@ class _Worker:
             kind = reply[0]
             if kind == "batch":
                 assert piece is not None
+                if reply[2]:
+                    self._pool.slots.guard.put((step.epoch, step.number), reply[2])
                 return find(piece.memory, reply[1])
             if kind == "failed":
                 raise _unpacked(*reply[1:])

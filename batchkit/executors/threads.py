@@ -9,7 +9,8 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from batchkit.executors.executor import Run, Work, worker_count
+from batchkit.errors import WorkerError
+from batchkit.executors.executor import Run, Work, seconds, worker_count
 from batchkit.tree import Tree
 
 __all__ = ["ThreadExecutor", "ThreadRun"]
@@ -29,11 +30,14 @@ class ThreadExecutor:
 
     name = "threads"
 
-    def __init__(self, workers: Any = "auto") -> None:
+    def __init__(self, workers: Any = "auto", timeout: float | None = None) -> None:
         self.workers = worker_count(workers)
+        self.timeout = seconds(timeout)
 
     def run(self, plan: Work, steps: Iterator[Any], window: int) -> Run:
         """Return a run that starts its threads when they are worth it."""
+        if self.timeout is not None:  # a step in the caller's own thread could not be given up
+            return ThreadRun(steps, max(window, 1), [plan.compute] * self.workers, timeout=self.timeout)
         return _PatientRun(plan, steps, max(window, 1), self.workers)
 
 
@@ -134,7 +138,7 @@ class _Desk:
 
     def put(self, place: int, result: Any) -> None:
         with self.changed:
-            if not self.closed:
+            if not self.closed and place >= self.delivered:
                 self.results[place] = result
                 if place == self.delivered:
                     self.changed.notify()
@@ -200,7 +204,9 @@ class ThreadRun:
         computers: Sequence[Callable[[Any], Tree]],
         before: Callable[[], None] | None = None,
         after: Callable[[], None] | None = None,
+        timeout: float | None = None,
     ) -> None:
+        self._timeout = timeout
         self._desk = desk = _Desk(steps, window)
         self._finalizer = weakref.finalize(self, _stop, desk, before, after)
         desk.threads = [
@@ -221,7 +227,13 @@ class ThreadRun:
             while place not in desk.results:
                 if desk.closed or (desk.end is not None and place >= desk.end):
                     raise StopIteration
-                desk.changed.wait()
+                if not desk.changed.wait(self._timeout) and place not in desk.results:
+                    desk.delivered = place + 1  # whatever becomes of it, the next call goes on behind it
+                    desk.room.release()
+                    raise WorkerError(
+                        f"batch {place} of this iteration was not there within timeout={self._timeout} seconds. Its "
+                        "thread cannot be ended: use executor='processes' for functions that may hang"
+                    )
             result = desk.results.pop(place)
             desk.delivered = place + 1
         desk.room.release()

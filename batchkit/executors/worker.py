@@ -16,6 +16,7 @@ from batchkit.executors.arena import Arena, ArenaSlots, Layout, RemoteBackend, f
 from batchkit.executors.posix import Channel, map_memory
 from batchkit.pipeline import Pipeline
 from batchkit.plan import Plan, compile
+from batchkit.skipping import Guard, LeftOut
 from batchkit.tree import Tree
 
 __all__ = ["HandedColumns", "HandedRows", "PlannedWork", "work"]
@@ -70,7 +71,8 @@ class HandedRows:
 class PlannedWork:
     """A plan as a worker gets it: described, with the facts of the backend, compiled on arrival."""
 
-    def __init__(self, plan: Plan, backend: Any) -> None:
+    def __init__(self, plan: Plan, backend: Any, skips: bool) -> None:
+        self._skips = skips
         self._pipeline, self._shard = plan.pipeline, plan.shard
         self._facts = (backend.name, backend.alignment, getattr(backend, "widening", ""))
         source = plan.pipeline.source
@@ -82,6 +84,11 @@ class PlannedWork:
         """Get ready, in the worker."""
         self._plan = compile(self._pipeline, self._shard)
         self._slots = ArenaSlots(RemoteBackend(*self._facts, lambda leaf, dtype: _asked(channel, leaf, dtype)))
+        self._slots.guard = Guard() if self._skips else None
+
+    def left_out(self, step: Any) -> list[LeftOut]:
+        """Return the rows that a step has left out."""
+        return self._slots.guard.pop((step.epoch, step.number)) if self._skips else []
 
     def compute(self, step: Any, arena: Arena | None, handed: Any) -> Tree:
         """Return the host batch of a step; what was handed over is read instead of the source."""
@@ -127,8 +134,10 @@ def work(channel: Channel) -> None:
         try:
             if problem is not None:
                 raise WorkerError(f"a worker could not take the pipeline over: {problem}") from problem
+            step = pickle.loads(step)
             tree = _computed(job, step, arena, handed, arenas.get(number) if number is not None else None)
-            _deliver(channel, tree, arena, arenas)
+            left_out = job.left_out(step) if isinstance(job, PlannedWork) else []
+            _deliver(channel, tree, arena, arenas, left_out)
         except (EOFError, BrokenPipeError, ConnectionError):
             raise
         except BaseException as exc:
@@ -138,7 +147,7 @@ def work(channel: Channel) -> None:
 
 def _computed(job: Any, step: Any, arena: Arena | None, handed: Any, memory: Any) -> Tree:
     if not isinstance(job, PlannedWork):
-        return job.compute(pickle.loads(step))
+        return job.compute(step)
     blocks = []
     for block in handed:
         if isinstance(block, Layout):
@@ -148,7 +157,7 @@ def _computed(job: Any, step: Any, arena: Arena | None, handed: Any, memory: Any
             blocks.append(tree)
         else:
             blocks.append(block)
-    return job.compute(pickle.loads(step), arena, blocks)
+    return job.compute(step, arena, blocks)
 
 
 def _end(layout: Layout) -> int:
@@ -156,7 +165,9 @@ def _end(layout: Layout) -> int:
     return -(-max(ends, default=0) // 64) * 64
 
 
-def _deliver(channel: Channel, tree: Tree, arena: Arena | None, arenas: dict[int, Any]) -> None:
+def _deliver(
+    channel: Channel, tree: Tree, arena: Arena | None, arenas: dict[int, Any], left_out: list[LeftOut]
+) -> None:
     """Send where the batch lies; if it does not fit, ask for more room first."""
     layout = arena.layout(tree) if arena is not None else None
     while layout is None:
@@ -165,7 +176,7 @@ def _deliver(channel: Channel, tree: Tree, arena: Arena | None, arenas: dict[int
         _map(arenas, number, descriptors)
         arena = Arena(arenas[number])
         layout = arena.layout(tree)
-    channel.send(("batch", layout))
+    channel.send(("batch", layout, left_out))
 
 
 def _map(arenas: dict[int, Any], number: int | None, descriptors: list[int]) -> None:

@@ -16,11 +16,12 @@ from batchkit.errors import BatchkitError, StageError
 from batchkit.plan.ownership import owned, roots
 from batchkit.random import RowRandom, ScalarRandom
 from batchkit.schema import as_leaf
+from batchkit.skipping import Guard
 from batchkit.sources.stacking import split_rows
 from batchkit.stages.order import Epochs
 from batchkit.tree import Tree
 
-__all__ = ["Call", "Rows", "call_columns", "call_rows"]
+__all__ = ["Call", "Rows", "call_columns", "call_rows", "chosen_rows"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +62,41 @@ class Rows:
         return self.epochs if isinstance(self.epochs, int) else int(self.epochs[index])
 
 
-def call_rows(rows: Rows, calls: Sequence[Call]) -> Rows:
-    """Apply row stages: column stages to whole columns for as long as no function needs rows."""
+def call_rows(rows: Rows, calls: Sequence[Call], guard: Guard | None = None) -> Rows:
+    """Apply row stages: column stages to whole columns for as long as no function needs rows.
+
+    With a ``guard``, rows whose function fails are left out.
+    """
     calls = list(calls)
     while rows.items is None and calls and isinstance(calls[0].stage, st.ColumnStage):
         rows.columns = _apply(calls.pop(0), rows.columns, rows)
     if calls:
         items = split_rows(rows.columns) if rows.items is None else rows.items
+        if guard is not None:
+            return _called_one_by_one(items, rows, calls, guard)
         rows.columns, rows.items = None, _called_rows(items, rows, calls)
     return rows
+
+
+def chosen_rows(rows: Rows, places: list[int], items: list[Tree]) -> Rows:
+    """Return the rows at some places, with what has become of them."""
+    if not items:
+        raise StageError("every row of the batch failed and was left out, so that nothing is left of it")
+    epochs = rows.epochs if isinstance(rows.epochs, int) else rows.epochs[places]
+    return Rows(rows.ids[places], epochs, items=items, surplus=rows.surplus)
+
+
+def _called_one_by_one(items: list[Tree], rows: Rows, calls: Sequence[Call], guard: Guard) -> Rows:
+    places, done = [], []
+    for place, item in enumerate(items):
+        one = Rows(rows.ids[place : place + 1], rows.epoch_of(place))
+        try:
+            done.append(_called_rows([item], one, calls)[0])
+        except StageError as exc:
+            guard.note(int(one.ids[0]), rows.epoch_of(place), "a function", exc)
+        else:
+            places.append(place)
+    return chosen_rows(rows, places, done)
 
 
 def _called_rows(items: list[Tree], rows: Rows, calls: Sequence[Call]) -> list[Tree]:

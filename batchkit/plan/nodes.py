@@ -15,8 +15,9 @@ import numpy.typing as npt
 from batchkit import stages as st
 from batchkit import tree as tree_
 from batchkit.errors import BatchkitError, PipelineError, SchemaError, SourceError
-from batchkit.plan.calls import Call, Rows, call_columns, call_rows
+from batchkit.plan.calls import Call, Rows, call_columns, call_rows, chosen_rows
 from batchkit.schema import LeafSpec
+from batchkit.skipping import Guard
 from batchkit.sources import ArraySource
 from batchkit.sources.stacking import Lease, stack_rows
 from batchkit.stages.order import Epochs, Locator, Positions
@@ -43,6 +44,8 @@ class SlotPool(Protocol):
 
     prepared: dict[Any, Any]
     """What nodes keep with the pool."""
+    guard: Guard | None
+    """What notes rows that are left out; ``None`` where a row that fails is an error."""
 
     def lessor(
         self, key: Any, dtype: np.dtype[Any], row_shape: tuple[int, ...], final: bool = False
@@ -118,7 +121,7 @@ class SourceRows:
         ids = np.arange(positions.start, positions.stop) if type(positions) is range else positions
         try:
             if self._by_row:
-                return Rows(ids, epochs, items=self._source.read(ids))
+                return self._read(Rows(ids, epochs), slots.guard)
             if self._handed is not None:
                 return Rows(ids, epochs, self._handed(ids))
             return Rows(ids, epochs, self._unflatten(self._gather(ids, slots)))
@@ -127,6 +130,23 @@ class SourceRows:
         except Exception as exc:
             name = getattr(self._source, "kind", type(self._source).__name__)
             raise SourceError(f"{name}: reading rows {_few(ids)} failed: {type(exc).__name__}: {exc}") from exc
+
+    def _read(self, rows: Rows, guard: Guard | None) -> Rows:
+        """Read row by row; with a guard, rows that cannot be read are left out."""
+        try:
+            rows.items = self._source.read(rows.ids)
+            return rows
+        except Exception:
+            if guard is None:
+                raise
+        places, items = [], []
+        for place in range(len(rows.ids)):
+            try:
+                items += self._source.read(rows.ids[place : place + 1])
+                places.append(place)
+            except Exception as exc:
+                guard.note(int(rows.ids[place]), rows.epoch_of(place), "the source", exc)
+        return chosen_rows(rows, places, items)
 
     def requests(self, positions: Positions, epochs: Epochs) -> Iterator[npt.NDArray[np.int64]]:
         """Yield what is asked of the source."""
@@ -222,7 +242,7 @@ class CalledRows:
         self._before, self._calls = before, tuple(calls)
 
     def read(self, positions: Positions, epochs: Epochs, slots: SlotPool) -> Rows:
-        return call_rows(self._before.read(positions, epochs, slots), self._calls)
+        return call_rows(self._before.read(positions, epochs, slots), self._calls, slots.guard)
 
     def requests(self, positions: Positions, epochs: Epochs) -> Iterator[npt.NDArray[np.int64]]:
         """Yield what is asked of the source."""

@@ -38,6 +38,7 @@ class FreshMemory:
 
     def __init__(self) -> None:
         self.prepared: dict[Any, Any] = {}
+        self.guard = None
 
     def lessor(
         self, key: Any, dtype: np.dtype[Any], row_shape: tuple[int, ...], final: bool = False
@@ -131,6 +132,9 @@ class Plan:
         Raises:
             BatchkitError: what went wrong, with the epoch and the step in front.
         """
+        guard = slots.guard
+        if guard is not None:
+            guard.begin()
         try:
             if self.batches is not None:
                 rows = self.batches.read(step.number, step.epoch, self.shard, slots)
@@ -138,7 +142,10 @@ class Plan:
                 rows = self._finished(step, slots)
             if self.direct and not rows.surplus:
                 return rows.columns
-            return self._ready(rows, slots)
+            tree = self._ready(rows, slots)
+            if guard is not None:
+                guard.end((step.epoch, step.number))
+            return tree
         except BatchkitError as exc:
             exc.args = (f"epoch {step.epoch}, step {step.number}: {exc}",)
             raise
@@ -157,7 +164,7 @@ class Plan:
         row_calls, batch_calls = self.late_calls
         surplus = rows.surplus
         if rows.items is not None:
-            rows = call_rows(rows, row_calls)
+            rows = call_rows(rows, row_calls, slots.guard)
             rows = Rows(rows.ids, rows.epochs, columns=stack_rows(rows.items or [], rows.ids, self.after, slots.column))
             if self.pads_to is not None:
                 rows = nodes.pad_columns(nodes.none_of(rows) if surplus else rows, self.pads_to)

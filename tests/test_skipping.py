@@ -1,0 +1,192 @@
+"""Rows that fail are left out: counted, logged, bounded, and without moving any other row."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import batchkit as bk
+
+BAD = {3, 10, 11}
+executors = pytest.mark.parametrize("executor", ["inline", "threads", "processes"])
+
+
+def checked(row: Any) -> Any:
+    if int(row["x"]) in {3, 10, 11}:
+        raise ValueError(f"{row['x']} is bad")
+    return row
+
+
+def numbers(rows: int = 20) -> bk.Pipeline:
+    return bk.from_arrays({"x": np.arange(rows)})
+
+
+class Damaged:
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, index: int) -> Any:
+        if index in BAD:
+            raise OSError("bad sector")
+        return {"x": index}
+
+
+def values(batches: Any) -> list[list[int]]:
+    return [batch["x"].tolist() for batch in batches]
+
+
+WITHOUT_BAD = [[0, 1, 2], [4, 5, 6, 7], [8, 9], [12, 13, 14, 15], [16, 17, 18, 19]]
+
+
+@executors
+def test_a_row_left_out_makes_its_batch_smaller_and_moves_no_other(executor: str) -> None:
+    for pipe in (
+        numbers().map(checked).batch(4),
+        bk.from_sequence(Damaged()).batch(4),
+        bk.from_generator(lambda: ({"x": value} for value in range(20))).map(checked).batch(4),
+    ):
+        with bk.Loader(pipe, executor=executor, workers=2, on_error=bk.Skip(budget=3)) as loader:
+            assert values(loader) == WITHOUT_BAD
+            assert loader.skipped == 3
+            assert values(loader) == WITHOUT_BAD
+            assert loader.skipped == 6
+
+
+@executors
+def test_a_padded_batch_keeps_its_shape_and_masks_what_is_missing(executor: str) -> None:
+    pipe = numbers().map(checked).batch(8, remainder="pad")
+    with bk.Loader(pipe, executor=executor, workers=2, on_error=bk.Skip(budget=3)) as loader:
+        batches = list(loader)
+    assert [batch["x"].shape for batch in batches] == [(8,)] * 3
+    assert [batch["x"][batch["mask"]].tolist() for batch in batches] == [
+        [0, 1, 2, 4, 5, 6, 7],
+        [8, 9, 12, 13, 14, 15],
+        [16, 17, 18, 19],
+    ]
+
+
+@executors
+def test_every_row_left_out_is_a_line_in_the_log(executor: str, tmp_path: Path) -> None:
+    log = tmp_path / "skipped.jsonl"
+    pipe = numbers().map(checked).batch(4)
+    skip = bk.Skip(budget=0.2, log=str(log))
+    with bk.Loader(pipe, executor=executor, workers=2, on_error=skip) as loader:
+        list(loader)
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [(line["epoch"], line["step"], line["row"], line["source"]) for line in lines] == [
+        (0, 0, 3, "arrays"),
+        (0, 2, 10, "arrays"),
+        (0, 2, 11, "arrays"),
+    ]
+    assert lines[0]["where"] == "a function"
+    assert "checked) failed on row 3: ValueError: 3 is bad" in lines[0]["error"]
+
+
+@executors
+def test_beyond_the_budget_is_an_error_that_names_row_and_mend(executor: str) -> None:
+    pipe = numbers().map(checked).batch(4)
+    with bk.Loader(pipe, executor=executor, workers=2, on_error=bk.Skip(budget=2)) as loader:
+        iterator = iter(loader)
+        assert [next(iterator)["x"].tolist() for _ in range(2)] == WITHOUT_BAD[:2]
+        with pytest.raises(
+            bk.StageError, match=r"epoch 0, step 2: 3 rows were left out, and on_error allows 2.*last was row 11.*Mend"
+        ):
+            next(iterator)
+
+
+def test_a_fraction_is_of_the_rows_of_an_epoch_and_at_least_one_row() -> None:
+    with bk.Loader(numbers().map(checked).batch(4), on_error=bk.Skip(budget=0.15)) as loader:
+        assert values(loader) == WITHOUT_BAD
+    with (
+        bk.Loader(numbers().map(checked).batch(4), on_error="skip") as loader,
+        pytest.raises(bk.StageError, match=r"on_error allows 1 an epoch \(budget=0.01\)"),
+    ):
+        list(loader)
+    with bk.Loader(numbers(9).map(checked).batch(4), on_error="skip") as loader:
+        assert values(loader) == [[0, 1, 2], [4, 5, 6, 7], [8]]
+
+
+@executors
+def test_order_resuming_and_random_numbers_are_those_without_the_bad_rows(executor: str) -> None:
+    def noise(row: Any, rng: Any) -> Any:
+        return {**row, "r": rng.random()}
+
+    clean = numbers().shuffle(2).random_map(noise).batch(4)
+    dirty = numbers().shuffle(2).map(checked).random_map(noise).batch(4)
+    with bk.Loader(clean) as loader:
+        whole = [list(zip(batch["x"].tolist(), batch["r"].tolist(), strict=True)) for batch in loader]
+    wanted = [[pair for pair in batch if pair[0] not in BAD] for batch in whole]
+    for step in range(5):
+        with bk.Loader(dirty, executor=executor, workers=2, on_error=bk.Skip(budget=3)) as loader:
+            loader.load_state_dict({**loader.state_dict(), "step": step})
+            got = [list(zip(batch["x"].tolist(), batch["r"].tolist(), strict=True)) for batch in loader]
+        assert got == wanted[step:]
+
+
+def test_a_batch_of_which_nothing_is_left_is_an_error() -> None:
+    def never(row: Any) -> Any:
+        raise ValueError("no")
+
+    with (
+        bk.Loader(numbers().map(never).batch(4), on_error=bk.Skip(budget=100)) as loader,
+        pytest.raises(bk.StageError, match="step 0: every row of the batch failed"),
+    ):
+        list(loader)
+
+
+def test_unbatch_and_skipping_are_refused_together() -> None:
+    with pytest.raises(bk.PipelineError, match=r"on_error='skip' cannot be used with unbatch\(\)"):
+        bk.Loader(numbers().batch(4).unbatch().batch(2), on_error="skip")
+
+
+@pytest.mark.parametrize(
+    ("on_error", "message"),
+    [
+        ("skp", "not 'skp'; did you mean 'skip'"),
+        (3, "on_error must be 'raise', 'skip' or Skip"),
+        ({"buget": 3}, "on_error must be"),
+        ({"budget": 0}, r"must be a count of at least 1 or a fraction below 1, not 0"),
+        ({"budget": 1.5}, "not 1.5"),
+        ({"budget": "1%"}, r"Skip\(budget\) must be a count or a fraction, not '1%'"),
+        ({"log": 3}, r"Skip\(log\) must be a path, not 3"),
+    ],
+)
+def test_what_on_error_cannot_be_is_refused(on_error: Any, message: str) -> None:
+    with pytest.raises(bk.PipelineError, match=message):
+        bk.Loader(numbers().batch(4), on_error=on_error)
+
+
+# -- timeout
+
+
+def naps_at_seven(row: Any) -> Any:
+    if row["x"] == 7:
+        time.sleep(1.5)
+    return row
+
+
+@pytest.mark.parametrize("executor", ["threads", "processes"])
+def test_a_step_that_takes_too_long_is_an_error_and_the_next_goes_on(executor: str) -> None:
+    pipe = numbers(12).map(naps_at_seven).batch(3)
+    with bk.Loader(pipe, executor=executor, workers=2, timeout=0.6) as loader:
+        iterator = iter(loader)
+        assert [next(iterator)["x"].tolist() for _ in range(2)] == [[0, 1, 2], [3, 4, 5]]
+        with pytest.raises(bk.WorkerError, match="within timeout=0.6 seconds"):
+            next(iterator)
+        assert next(iterator)["x"].tolist() == [9, 10, 11]
+
+
+@pytest.mark.parametrize("timeout", [0, -1, "5", True])
+def test_what_timeout_cannot_be_is_refused(timeout: Any) -> None:
+    with pytest.raises(bk.PipelineError, match=r"timeout must be a number of seconds above 0"):
+        bk.Loader(numbers().batch(4), timeout=timeout)
+
+
+def test_the_callers_own_thread_cannot_be_timed_out() -> None:
+    with pytest.raises(bk.PipelineError, match="executor 'inline' computes in the caller's thread"):
+        bk.Loader(numbers().batch(4), executor="inline", timeout=3)
