@@ -132,7 +132,7 @@ class Slots:
     ) -> Callable[[int], npt.NDArray[Any]]:
         """Return what leases columns of so many rows; recycled where values are plain bytes of one size.
 
-        ``final`` columns are those of the batch itself; here all lie in the same kind of memory.
+        ``final`` columns are, or may become, those of the batch itself; here all lie in the same kind of memory.
         """
         lessor = self._lessors.get((key, dtype, row_shape))
         if lessor is None:

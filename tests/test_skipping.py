@@ -150,7 +150,7 @@ def test_unbatch_and_skipping_are_refused_together() -> None:
         ("skp", "not 'skp'; did you mean 'skip'"),
         (3, "on_error must be 'raise', 'skip' or Skip"),
         ({"buget": 3}, "on_error must be"),
-        ({"budget": 0}, r"must be a count of at least 1 or a fraction below 1, not 0"),
+        ({"budget": 0}, "must be a count of at least 1 or a fraction below 1, not 0"),
         ({"budget": 1.5}, "not 1.5"),
         ({"budget": "1%"}, r"Skip\(budget\) must be a count or a fraction, not '1%'"),
         ({"log": 3}, r"Skip\(log\) must be a path, not 3"),
@@ -188,5 +188,5 @@ def test_what_timeout_cannot_be_is_refused(timeout: Any) -> None:
 
 
 def test_the_callers_own_thread_cannot_be_timed_out() -> None:
-    with pytest.raises(bk.PipelineError, match="executor 'inline' computes in the caller's thread"):
+    with pytest.raises(bk.PipelineError, match=r"executor 'inline' computes in the caller's thread"):
         bk.Loader(numbers().batch(4), executor="inline", timeout=3)

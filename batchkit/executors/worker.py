@@ -171,7 +171,7 @@ def _deliver(
     """Send where the batch lies; if it does not fit, ask for more room first."""
     layout = arena.layout(tree) if arena is not None else None
     while layout is None:
-        channel.send(("grow", size_of(tree)))
+        channel.send(("grow", size_of(tree) + (arena.used if arena is not None else 0)))
         number, descriptors = channel.receive()
         _map(arenas, number, descriptors)
         arena = Arena(arenas[number])

@@ -84,7 +84,7 @@ def _compile_indexed(pipeline: Pipeline, shard: tuple[int, int]) -> Plan:
     calls = _numbered_calls(pipeline)
     by_row = hasattr(pipeline.source, "read")
     final = not calls and not by_row and not any(isinstance(stage, st.Unbatch) for stage in pipeline.stages)
-    rows: Any = nodes.SourceRows(pipeline.source, final)
+    rows: Any = nodes.SourceRows(pipeline.source, final, _whole(pipeline))
     batches: Any = None
     cut: nodes.CutRows | None = None
     seen: list[Call] = []
@@ -132,6 +132,14 @@ def _compile_indexed(pipeline: Pipeline, shard: tuple[int, int]) -> Plan:
         last_function=_where(list(calls.values())),
         by_row=by_row,
     )
+
+
+def _whole(pipeline: Pipeline) -> bool:
+    """Say whether what is gathered reaches the functions behind ``batch`` in one piece."""
+    stages = pipeline.stages
+    cut = next(number for number, stage in enumerate(stages) if isinstance(stage, st.Batch))
+    before = any(isinstance(stage, st.FunctionStage) for stage in stages[:cut])
+    return not before and not any(isinstance(stage, st.Unbatch) for stage in stages)
 
 
 def _compile_stream(pipeline: Pipeline, shard: tuple[int, int]) -> Plan:

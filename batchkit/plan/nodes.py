@@ -104,10 +104,11 @@ class SourceRows:
 
     BLOCK_BYTES = 1 << 18  # a scratch that stays in the second-level cache while it is narrowed
 
-    def __init__(self, source: Any, final: bool) -> None:
+    def __init__(self, source: Any, final: bool, whole: bool) -> None:
         self.length: int | None = len(source)
         self._source = source
         self._final = final
+        self._whole = whole  # functions are given the columns as they are, and may hand them on
         self._by_row = hasattr(source, "read")
         self._handed = getattr(source, "handed", None)
         if not self._by_row:
@@ -170,7 +171,7 @@ class SourceRows:
         leases, narrowed = [], []
         for index, (path, dtype, shape) in enumerate(self._specs):
             host = slots.host_dtype(path, dtype) if self._final else dtype
-            leases.append(slots.lessor(index, host, shape, self._final))
+            leases.append(slots.lessor(index, host, shape, self._final or self._whole))
             if host != dtype:
                 narrowed.append(index)
         takes = self._source.takes if isinstance(self._source, ArraySource) and not narrowed else None
