@@ -176,7 +176,7 @@ def test_a_step_that_takes_too_long_is_an_error_and_the_next_goes_on(executor: s
     with bk.Loader(pipe, executor=executor, workers=2, timeout=0.6) as loader:
         iterator = iter(loader)
         assert [next(iterator)["x"].tolist() for _ in range(2)] == [[0, 1, 2], [3, 4, 5]]
-        with pytest.raises(bk.WorkerError, match="within timeout=0.6 seconds"):
+        with pytest.raises(bk.WorkerError, match=r"within timeout=0.6 seconds"):
             next(iterator)
         assert next(iterator)["x"].tolist() == [9, 10, 11]
 

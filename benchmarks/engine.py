@@ -1,0 +1,251 @@
+"""Measure the engine: threads, worker processes, the first batch, and memory that stays flat.
+
+Every line is a ratio against a named peer, or a bound, measured in this one run. A target that
+is missed is printed as missed. Writes ``results/engine.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+import batchkit as bk
+from rounds import Contender, machine, ratio, take_turns
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("batchkit-core", "numpy", "torch", "tensorflow-cpu", "grain")
+LARGE = (256, 3, 224, 224)  # 154 MB of float32
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the table: what was measured, and what was asked for."""
+
+    work: str
+    reference: str
+    measured: float
+    target: float
+    unit: str = "x"
+    at_most: bool = False
+
+    @property
+    def met(self) -> bool:
+        """Whether the target is reached."""
+        return self.measured <= self.target if self.at_most else self.measured >= self.target
+
+
+def gather(rounds: int) -> list[Line]:
+    """Threads against inline where a step is only a gather."""
+    rng = np.random.default_rng(0)
+    data = {"x": rng.standard_normal((200_000, 64), dtype=np.float32), "y": rng.integers(0, 10, 200_000)}
+    pipe = bk.from_arrays(data).shuffle(0).batch(256)
+    loaders = {name: bk.Loader(pipe, executor=name) for name in ("inline", "threads")}
+    contenders = [Contender(name, lambda loader=loader: loader) for name, loader in loaders.items()]  # type: ignore[misc]
+    timings = take_turns(contenders, rounds)
+    return [Line("in-memory gather, threads", "inline", ratio(timings, "threads", "inline"), 0.95)]
+
+
+def stamped(batch: Any) -> Any:
+    """Change a large leaf in place, and say when that was done."""
+    batch["x"] += 1.0
+    return {"x": batch["x"], "at": np.full(len(batch["x"]), time.monotonic())}
+
+
+def hand_over(batches: Iterable[Any]) -> float:
+    """Return the median seconds from a batch's being done in the worker to its being here; the first is warm-up."""
+    took = [time.monotonic() - float(batch["at"][0]) for batch in batches]
+    return statistics.median(took[2:])
+
+
+def large_batches(rounds: int) -> list[Line]:
+    """How a batch of 154 MB gets from a worker process to the caller."""
+    import torch
+    from torch.utils.data import DataLoader, Dataset
+
+    class Large(Dataset[Any]):
+        def __len__(self) -> int:
+            return 8
+
+        def __getitem__(self, index: int) -> Any:
+            x = torch.zeros(LARGE)
+            x += 1.0
+            return {"x": x, "at": torch.tensor([time.monotonic()], dtype=torch.float64)}
+
+    ratios = []
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(Path(folder) / "x.npy", np.zeros((512, *LARGE[1:]), np.float32))
+        pipe = bk.from_npy({"x": Path(folder) / "x.npy"}).repeat(4).batch(256).map(stamped)
+        for _ in range(max(rounds // 2, 1)):
+            theirs = hand_over(DataLoader(Large(), batch_size=None, num_workers=1))
+            with bk.Loader(pipe, executor="processes", workers=1) as loader:
+                ratios.append(theirs / hand_over(loader))
+    return [Line("154 MB from a worker to the caller", "DataLoader, 1 worker", statistics.median(ratios), 20.0)]
+
+
+def slow_row(row: Any) -> Any:
+    """Hold the GIL for about a millisecond."""
+    total = 0
+    for number in range(16_000):
+        total += number & 3
+    return {"x": row["x"] if isinstance(row, dict) else row, "total": total}
+
+
+def python_map(rounds: int) -> list[Line]:
+    """A pure-Python function of about 1 ms a row: one process, two, and torch's two."""
+    from torch.utils.data import DataLoader, Dataset
+
+    class Rows(Dataset[Any]):
+        def __len__(self) -> int:
+            return 1024
+
+        def __getitem__(self, index: int) -> Any:
+            return slow_row(index)
+
+    pipe = bk.from_arrays({"x": np.arange(1024)}).map(slow_row).batch(32)
+    two = bk.Loader(pipe, executor="processes", workers=2)
+    one = bk.Loader(pipe, executor="processes", workers=1)
+    theirs = DataLoader(Rows(), batch_size=32, num_workers=2, persistent_workers=True)
+    contenders = [Contender("two", lambda: two), Contender("one", lambda: one), Contender("torch", lambda: theirs)]
+    for contender in contenders:
+        for _ in contender.epoch():
+            pass
+    timings = take_turns(contenders, rounds)
+    lines = [
+        Line("pure-Python map, 2 processes", "1 process", ratio(timings, "two", "one"), 1.8),
+        Line("pure-Python map, 2 processes", "DataLoader, 2 workers", ratio(timings, "two", "torch"), 1.0),
+    ]
+    two.close()
+    one.close()
+    return lines
+
+
+def quick_row(row: Any) -> Any:
+    """Do next to nothing."""
+    return {"x": row["x"]}
+
+
+def first_batch(rounds: int) -> list[Line]:
+    """The time to the first batch with two new workers."""
+    import torch
+    from torch.utils.data import DataLoader, TensorDataset
+
+    pipe = bk.from_arrays({"x": np.arange(4096)}).map(quick_row).batch(32)
+    ratios = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        with bk.Loader(pipe, executor="processes", workers=2) as loader:
+            next(iter(loader))
+            ours = time.perf_counter() - began
+        began = time.perf_counter()
+        theirs_iterator = iter(
+            DataLoader(TensorDataset(torch.arange(4096)), batch_size=32, num_workers=2, multiprocessing_context="spawn")
+        )
+        next(theirs_iterator)
+        ratios.append(ours / (time.perf_counter() - began))
+        del theirs_iterator
+    return [
+        Line(
+            "time to the first batch, 2 workers",
+            "DataLoader, 2 spawned workers",
+            statistics.median(ratios),
+            0.5,
+            at_most=True,
+        )
+    ]
+
+
+MEMORY = """
+import os, sys, numpy as np, batchkit as bk
+def change(batch):
+    return {"x": batch["x"] + 1}
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+if __name__ == "__main__":
+    executor, steps = sys.argv[1], int(sys.argv[2])
+    pipe = bk.from_arrays({"x": np.zeros((4096, 1024), np.float32)}).shuffle(0).repeat().batch(64)
+    if executor == "processes":
+        pipe = pipe.map(change)
+    with bk.Loader(pipe, executor=executor, workers=2) as loader:
+        for number, batch in enumerate(loader):
+            if number == steps // 10:
+                warm = peak = resident()
+            elif number > steps // 10 and number % 500 == 0:
+                peak = max(peak, resident())
+            if number == steps:
+                break
+    print((peak - warm) / batch["x"].nbytes)
+"""
+
+
+def memory(steps: int) -> list[Line]:
+    """By how many batches resident memory grows after warm-up."""
+    lines = []
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder) / "memory.py"
+        script.write_text(MEMORY)
+        for executor in ("inline", "threads", "processes"):
+            done = subprocess.run(
+                [sys.executable, script, executor, str(steps)], capture_output=True, text=True, check=True
+            )
+            grown = float(done.stdout)
+            work = f"memory over {steps:,} batches, {executor}: growth after warm-up"
+            lines.append(Line(work, "one batch", grown, 2.0, "batches", at_most=True))
+    return lines
+
+
+def main() -> None:
+    """Measure, show and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=100_000, help="batches of the memory test")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder to write to")
+    options = parser.parse_args()
+    console = Console(width=None if os.isatty(1) else 120)
+    if not find_spec("torch"):
+        raise SystemExit("torch, which is the peer, is not installed")
+    parts: list[Callable[[], list[Line]]] = [
+        lambda: gather(options.rounds),
+        lambda: python_map(options.rounds),
+        lambda: first_batch(options.rounds),
+        lambda: large_batches(options.rounds),
+        lambda: memory(options.steps),
+    ]
+    lines: list[Line] = []
+    for part in parts:
+        lines += part()
+        console.print(f"measured: {lines[-1].work}")
+    table = Table(title="The engine")
+    for heading in ("work", "against"):
+        table.add_column(heading)
+    for heading in ("target", "measured", ""):
+        table.add_column(heading, justify="right")
+    for line in lines:
+        bound = "at most " if line.at_most else ""
+        met = "met" if line.met else "[bold red]MISSED[/]"
+        table.add_row(
+            line.work, line.reference, f"{bound}{line.target:g} {line.unit}", f"{line.measured:.2f} {line.unit}", met
+        )
+    console.print(table)
+    options.results.mkdir(parents=True, exist_ok=True)
+    record = {"machine": machine(PACKAGES), "lines": [{**asdict(line), "met": line.met} for line in lines]}
+    (options.results / "engine.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
