@@ -19,6 +19,8 @@ import numpy as np
 import pytest
 
 import batchkit as bk
+from batchkit.executors import ProcessExecutor
+from batchkit.testing import ExecutorConformance
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="workers are started by a fork server")
 
@@ -142,6 +144,13 @@ def test_kept_batches_never_change_and_dropped_ones_are_used_again() -> None:
     assert len(seen) < 30
 
 
+def test_thousands_of_batches_may_be_kept() -> None:
+    with processes(numbers(3000).batch(1).map(lambda b: {"x": b["x"] * 2})) as loader:
+        kept = list(loader)
+    assert [int(batch["x"][0]) for batch in kept] == list(range(0, 6000, 2))
+    assert len(os.listdir("/proc/self/fd")) < 500
+
+
 def test_a_batch_outlives_its_loader() -> None:
     with processes(numbers(8).batch(8).map(lambda b: {"x": b["x"] + 1})) as loader:
         (batch,) = loader
@@ -180,6 +189,11 @@ def test_workers_narrow_as_the_backend_says_without_having_it() -> None:
     text = bk.from_sequence([{"t": "a"}]).map(lambda row: row).batch(1)
     with processes(text, Narrow()) as loader, pytest.raises(bk.BackendError, match="no text here: leaf 't'"):
         list(loader)
+
+
+class TestProcessExecutor(ExecutorConformance):
+    def make_executor(self, workers: int) -> Any:
+        return ProcessExecutor(workers)
 
 
 # -- faults
@@ -287,8 +301,6 @@ def hangs_at_seven(row: Any) -> Any:
 
 
 def test_a_hung_worker_meets_the_timeout() -> None:
-    from batchkit.executors import ProcessExecutor
-
     pipe = numbers(12).map(hangs_at_seven).batch(3)
     with bk.Loader(pipe, executor=ProcessExecutor(2, timeout=1.0)) as loader:
         iterator = iter(loader)

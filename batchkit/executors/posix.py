@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import ctypes
 import json
 import mmap
 import os
@@ -105,8 +106,40 @@ def channel_pair() -> tuple[Channel, Channel]:
     return Channel(here), Channel(there)
 
 
+class _Mapping:
+    """Shared memory mapped into this process until nothing refers to it any more.
+
+    ``mmap.mmap`` keeps a file descriptor open for each mapping, and a caller who keeps a thousand
+    batches would run out of them: this is the system call itself.
+    """
+
+    def __init__(self, descriptor: int, size: int) -> None:
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._libc.mmap.restype = ctypes.c_void_p
+        self._libc.mmap.argtypes = [
+            ctypes.c_void_p,
+            ctypes.c_size_t,
+            ctypes.c_int,
+            ctypes.c_int,
+            ctypes.c_int,
+            ctypes.c_int64,
+        ]
+        self._libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+        self._size = size
+        self._address = self._libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, descriptor, 0)
+        if self._address in (None, ctypes.c_void_p(-1).value):
+            self._address = None
+            error = ctypes.get_errno()
+            raise OSError(error, f"{size} bytes of shared memory cannot be mapped: {os.strerror(error)}")
+        self.__array_interface__ = {"version": 3, "shape": (size,), "typestr": "|u1", "data": (self._address, False)}
+
+    def __del__(self) -> None:
+        if getattr(self, "_address", None) is not None:
+            self._libc.munmap(self._address, self._size)
+
+
 def new_memory(size: int) -> tuple[npt.NDArray[np.uint8], int]:
-    """Return ``size`` bytes of shared memory as an array, and the file descriptor to send along."""
+    """Return ``size`` bytes of shared memory as an array, and the file descriptor to send along and to close then."""
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("batchkit", os.MFD_CLOEXEC)
     else:  # macOS: a name that is taken away again at once
@@ -125,7 +158,7 @@ def new_memory(size: int) -> tuple[npt.NDArray[np.uint8], int]:
 
 def map_memory(descriptor: int) -> npt.NDArray[np.uint8]:
     """Return the memory behind a file descriptor; it stays mapped for as long as the array or a view of it lives."""
-    return np.frombuffer(mmap.mmap(descriptor, os.fstat(descriptor).st_size), np.uint8)
+    return np.asarray(_Mapping(descriptor, os.fstat(descriptor).st_size))
 
 
 class Crew:

@@ -43,6 +43,8 @@ class ProcessExecutor:
     name = "processes"
 
     def __init__(self, workers: Any = "auto", timeout: float | None = None) -> None:
+        if os.name != "posix":
+            raise PipelineError("executor 'processes' needs Linux or macOS so far: use executor='threads'")
         self.workers = worker_count(workers)
         self.timeout = seconds(timeout)
         self._pools: list[_Pool] = []
@@ -107,7 +109,7 @@ class _Pool:
         self._free: list[_Worker] = []
         self._all: list[_Worker] = []
         self._crew: Crew | None = None
-        self._process = os.getpid()
+        self.process = os.getpid()
         self.stopped = False
 
     def take(self) -> _Worker:
@@ -157,7 +159,7 @@ class _Pool:
 
     def stop(self) -> None:
         """End all workers and the server."""
-        if os.getpid() != self._process:
+        if os.getpid() != self.process:
             return
         with self._lock:
             self.stopped = True
@@ -195,7 +197,10 @@ def _culprit(pipeline: Any) -> str:
 
 
 class _Shared:
-    """One piece of shared memory, leased as host slots are: by the references to its root array."""
+    """One piece of shared memory, leased as host slots are: by the references to its root array.
+
+    Its file descriptor is closed as soon as the worker has it, so that a caller may keep any number of batches.
+    """
 
     __slots__ = ("baseline", "descriptor", "memory", "number")
 
@@ -209,8 +214,14 @@ class _Shared:
         """Whether nobody refers to it any more."""
         return getrefcount(self.memory) == self.baseline
 
+    def sent(self) -> None:
+        """Close the file descriptor: the worker has its own by now."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
     def __del__(self) -> None:
-        os.close(self.descriptor)
+        self.sent()
 
 
 class _Worker:
@@ -222,7 +233,6 @@ class _Worker:
         self._pool = pool
         self._channel: Channel | None = None
         self._process = 0
-        self._known: set[int] = set()
         self._pieces: list[_Shared] = []
         self._dropped: list[int] = []
         self._count = 0
@@ -247,7 +257,7 @@ class _Worker:
             self._kill()
 
     def _kill(self) -> None:
-        if self._channel is not None:
+        if self._channel is not None and os.getpid() == self._pool.process:  # in a forked child they are not ours
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._process, signal.SIGKILL)
             self._channel.close()
@@ -310,7 +320,7 @@ class _Worker:
             if kind == "grow":
                 self._need = max(self._need, reply[1], 1)
                 piece = self._piece(self._need)
-                channel.send(piece.number, self._descriptors(piece))
+                self._send_with(channel, piece.number, piece)
             else:
                 channel.send(self._host_dtype(*reply[1:]))
 
@@ -319,7 +329,9 @@ class _Worker:
             channel, process = self._pool.start()
             with self._lock:
                 self._channel, self._process = channel, process
-            self._known.clear()
+            # What the process before it had is not for this one; it goes when the caller lets go of it.
+            self._pieces.clear()
+            self._dropped.clear()
             channel.send(self._pool.described)
         return self._channel
 
@@ -344,13 +356,15 @@ class _Worker:
             ) from exc
         number = None if piece is None else piece.number
         dropped, self._dropped = self._dropped, []
-        channel.send((packed, number, handed, dropped), () if piece is None else self._descriptors(piece))
+        self._send_with(channel, (packed, number, handed, dropped), piece)
 
-    def _descriptors(self, piece: _Shared) -> tuple[int, ...]:
-        if piece.number in self._known:
-            return ()
-        self._known.add(piece.number)
-        return (piece.descriptor,)
+    def _send_with(self, channel: Channel, message: Any, piece: _Shared | None) -> None:
+        """Send a message, and the memory that it speaks of if the worker does not have it yet."""
+        if piece is None or piece.descriptor < 0:
+            channel.send(message)
+        else:
+            channel.send(message, (piece.descriptor,))
+            piece.sent()
 
     def _piece(self, size: int) -> _Shared:
         """Return shared memory that nobody refers to, of at least ``size`` bytes."""

@@ -143,11 +143,12 @@ class _Desk:
                 if place == self.delivered:
                     self.changed.notify()
 
-    def stop(self) -> None:
-        """End the threads; those that are in the middle of a step finish it, and its batch is dropped.
+    def stop(self, interrupt: Callable[[], None] | None = None) -> None:
+        """End the threads, after ``interrupt`` has ended what they wait for.
 
-        The garbage collector may call this from any thread, one of these among them, which
-        is why the locks are re-entrant and why a worker does not wait for the others.
+        Those that are in the middle of a step finish it, and its batch is dropped. The garbage
+        collector may call this from any thread, one of these among them, which is why the locks
+        are re-entrant and why a worker does not wait for the others.
         """
         if os.getpid() != self.process:  # a forked child has none of these threads, and maybe a lock that was held
             return
@@ -158,6 +159,8 @@ class _Desk:
             self.results.clear()
             self.changed.notify_all()
         self.room.release()
+        if interrupt is not None:
+            interrupt()
         if threading.current_thread() in self.threads:
             return
         deadline = time.monotonic() + JOIN_SECONDS
@@ -173,9 +176,7 @@ class _Desk:
 
 
 def _stop(desk: _Desk, before: Callable[[], None] | None, after: Callable[[], None] | None) -> None:
-    if before is not None:
-        before()
-    desk.stop()
+    desk.stop(before)
     if after is not None:
         after()
 
