@@ -541,7 +541,7 @@ def test_plugins_lists_what_is_found_and_what_is_broken(folder: Path) -> None:
     assert (code, err) == (0, "")
     assert out.startswith("batchkit (batchkit-core ") or out.startswith("batchkit (batchkit-core)")
     assert "  backends: numpy\n" in out
-    assert "  executors: inline, threads" in out
+    assert "  executors: inline, processes, threads" in out
     assert "hello (batchkit-hello 1.2)\n  commands: hello, schema\n" in out
     assert (
         "broken (batchkit-broken 1.2)\n  problem: plugin 'broken' (batchkit-broken 1.2) cannot be imported: "
@@ -582,6 +582,7 @@ def test_commands_of_plugins_are_added_and_replace_none(folder: Path) -> None:
     code, out, _ = finished("--help", path=[str(folder)])
     assert code == 0
     assert re.findall(r"^  (\w+) ", out.partition("Commands:")[2], re.MULTILINE) == [
+        "bench",
         "hello",
         "inspect",
         "plugins",

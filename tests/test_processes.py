@@ -353,6 +353,16 @@ def test_workers_stay_for_the_next_epoch() -> None:
     assert len(set.union(*epochs)) <= 2
 
 
+def test_an_iteration_broken_off_again_and_again_leaves_the_next_one_whole() -> None:
+    with processes(numbers(2000).shuffle(0).map(pid_of).batch(16)) as loader:
+        for cut in range(12):
+            iterator = iter(loader)
+            for _ in range(cut * 3):
+                next(iterator)
+            iterator.close()
+        assert sorted(np.concatenate([batch["x"] for batch in loader]).tolist()) == list(range(2000))
+
+
 SCRIPT = """
 import os, signal, sys, threading, time, numpy as np, batchkit as bk
 def slow(row):

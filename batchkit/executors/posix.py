@@ -43,35 +43,40 @@ class Channel:
         """Send a message.
 
         Raises:
-            OSError: the other side is gone.
+            EOFError: the other side is gone, or another thread has closed this one.
         """
         body = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
         head = _HEADER.pack(len(body), len(descriptors))
-        if descriptors:
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
-            self._socket.sendmsg([head], rights)
-            self._socket.sendall(body)
-        else:
-            self._socket.sendall(head + body)
+        try:
+            if descriptors:
+                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
+                self._socket.sendmsg([head], rights)
+                self._socket.sendall(body)
+            else:
+                self._socket.sendall(head + body)
+        except OSError as exc:
+            raise EOFError("the connection is closed") from exc
 
     def receive(self, timeout: float | None = None) -> tuple[Any, list[int]]:
         """Return the next message, and the file descriptors that came with it.
 
         Raises:
-            EOFError: the other side is gone.
+            EOFError: the other side is gone, or another thread has closed this one.
             TimeoutError: nothing came within ``timeout`` seconds.
         """
-        self._socket.settimeout(timeout)
         space = socket.CMSG_SPACE(_MOST_DESCRIPTORS * array.array("i").itemsize)
         try:
+            self._socket.settimeout(timeout)
             head, ancillary, _, _ = self._socket.recvmsg(_HEADER.size, space)
             self._socket.settimeout(None)
             if len(head) < _HEADER.size:
                 head += self._exactly(_HEADER.size - len(head))
             size, _ = _HEADER.unpack(head)
             body = self._exactly(size)
-        except ConnectionError as exc:
-            raise EOFError("the connection was reset") from exc
+        except TimeoutError:
+            raise
+        except OSError as exc:
+            raise EOFError("the connection is closed") from exc
         descriptors = array.array("i")
         for level, kind, data in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
@@ -201,9 +206,9 @@ class Crew:
             with self._lock:
                 self._server.send("fork", (there.fileno(),))
                 process, _ = self._server.receive()
-        except OSError as exc:
+        except EOFError:
             here.close()
-            raise EOFError("the fork server is gone") from exc
+            raise
         finally:
             there.release()
         return here, int(process)
@@ -214,7 +219,7 @@ class Crew:
             with self._lock:
                 self._server.send(("status", process))
                 status, _ = self._server.receive(timeout=5)
-        except (OSError, EOFError):
+        except (TimeoutError, EOFError):
             return None
         return None if status is None else int(status)
 
@@ -253,7 +258,7 @@ def serve(connection: int, lifeline: int) -> None:
                 channel.send(process)
             else:
                 channel.send(_ending(request[1], ended))
-    except (EOFError, OSError):
+    except EOFError:
         os._exit(0)  # the caller is gone
 
 
@@ -278,7 +283,7 @@ def _be_worker(work: Any, connection: int, lifeline: int) -> None:
         threading.Thread(target=watch, name="batchkit-lifeline", daemon=True).start()
         work(Channel(socket.socket(fileno=connection)))
         code = 0
-    except (EOFError, BrokenPipeError, ConnectionError):
+    except EOFError:
         code = 0
     finally:
         sys.stdout.flush()

@@ -277,7 +277,7 @@ class _Worker:
             for attempt in range(1, ATTEMPTS + 1):
                 try:
                     return self._once(step)
-                except (EOFError, BrokenPipeError, ConnectionError) as exc:
+                except EOFError as exc:
                     how = self._lost()
                     if self._interrupted or self._pool.stopped:
                         raise WorkerError(f"{self._named(step)}: the iteration was closed") from exc

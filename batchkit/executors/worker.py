@@ -137,11 +137,10 @@ def work(channel: Channel) -> None:
             step = pickle.loads(step)
             tree = _computed(job, step, arena, handed, arenas.get(number) if number is not None else None)
             left_out = job.left_out(step) if isinstance(job, PlannedWork) else []
-            _deliver(channel, tree, arena, arenas, left_out)
-        except (EOFError, BrokenPipeError, ConnectionError):
-            raise
         except BaseException as exc:
             channel.send(("failed", *_packed(exc)))
+        else:
+            _deliver(channel, tree, arena, arenas, left_out)
         tree = arena = None
 
 
