@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -355,6 +356,7 @@ class BatchIterator(Iterator[Tree]):
         steps = loader.plan.steps(cursor.epoch, cursor.step, self._part)
         work = _Work(loader.plan, loader._slots)
         self._run = loader.executor.run(work, steps, loader.prefetch + max(loader.workers, 1))
+        self._take = self._run.__next__
 
     @property
     def epoch(self) -> int:
@@ -373,6 +375,7 @@ class BatchIterator(Iterator[Tree]):
         return self
 
     def __next__(self) -> Tree:
+        """Return the next batch; safe to call from several threads."""
         with self._lock:
             if self._done or self._closed:
                 return self._over()
@@ -384,7 +387,7 @@ class BatchIterator(Iterator[Tree]):
     def _deliver(self) -> Tree:
         number = self._number
         try:
-            host = next(self._run)
+            host = self._take()
             if self._checks:
                 self._loader._check(host, self._cursor.epoch, number)
             batch = self._put(host, self._device)
@@ -430,14 +433,11 @@ class BatchIterator(Iterator[Tree]):
 class _Work:
     """A plan together with the memory it writes to, as executors see it."""
 
-    __slots__ = ("_with", "plan", "slots")
+    __slots__ = ("compute", "plan", "slots")
 
     def __init__(self, plan: Plan, slots: Slots) -> None:
-        self.plan, self.slots, self._with = plan, slots, plan.compute
-
-    def compute(self, step: Any) -> Tree:
-        """Return the host batch of a step."""
-        return self._with(step, self.slots)
+        self.plan, self.slots = plan, slots
+        self.compute: Callable[[Any], Tree] = functools.partial(plan.compute, slots=slots)
 
 
 def _restored(described: bytes, epoch: int, step: int, fresh: bool) -> Loader:
