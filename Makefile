@@ -36,7 +36,7 @@ $(INSTALLED): pyproject.toml $(PLUGINS:%=%/pyproject.toml) $(wildcard requiremen
 	@echo "installing batchkit, its plugins and their tools into $(VENV)"
 	@$(PIP) -c requirements/constraints.txt -r requirements/dev.txt -e . $(PLUGINS:%=-e %)
 	@left_out=; \
-	for framework in torch tensorflow jax; do \
+	for framework in torch tensorflow jax grain; do \
 	  echo "installing $$framework"; \
 	  if ! $(PIP) -c requirements/constraints.txt -r requirements/$$framework.txt 2> $(VENV)/$$framework.log; then \
 	    echo "$$framework cannot be installed on this Python, and is left out:"; \

@@ -27,10 +27,9 @@ def missing() -> list[str]:
     return [name for name in FRAMEWORKS if find_spec(name) is None]
 
 
-def pytest_report_header() -> str:
+def pytest_report_header() -> list[str]:
     """Name what is left out, so that a green run does not say more than it shows."""
-    names = missing()
-    return f"left out with their plugins, because they are not installed: {', '.join(names)}" if names else ""
+    return [f"left out with its plugin, because it is not installed: {name}" for name in missing()]
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:

@@ -98,14 +98,14 @@ def from_generator(folder: Path) -> Iterable[Any]:
     return batches
 
 
-def batchkit_with(backend: str) -> Callable[[Path], Iterable[Any]]:
-    """Return batchkit over the same files."""
+def batchkit_with(backend: str, executor: str = "threads") -> Callable[[Path], Iterable[Any]]:
+    """Return batchkit over the same files: as it comes, with threads that read ahead, or without them."""
 
     def technique(folder: Path) -> Iterable[Any]:
         import batchkit as bk
 
         pipe = bk.from_npy({"x": folder / "x.npy", "y": folder / "y.npy"}).batch(SIZE)
-        return bk.Loader(pipe, backend=backend)
+        return bk.Loader(pipe, backend=backend, executor=executor)
 
     return technique
 
@@ -128,6 +128,7 @@ TECHNIQUES = {
         Technique("IterableDataset in a DataLoader", iterable_dataset, ("torch",)),
         Technique("tf.data from_generator", from_generator, ("tensorflow",)),
         Technique("batchkit, numpy", batchkit_with("numpy"), ("batchkit",)),
+        Technique("batchkit, numpy, no threads", batchkit_with("numpy", "inline"), ("batchkit",)),
         Technique("batchkit, torch", batchkit_with("torch"), ("batchkit", "torch", "batchkit_torch")),
         Technique(
             "batchkit, tensorflow", batchkit_with("tensorflow"), ("batchkit", "tensorflow", "batchkit_tensorflow")

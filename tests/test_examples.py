@@ -149,6 +149,25 @@ def test_the_demo_trains_with(backend: str, tmp_path: Path) -> None:
     assert picture.stat().st_size > 10_000
 
 
+def test_the_demo_fails_where_a_framework_was_fed_other_batches_or_learned_too_little() -> None:
+    pytest.importorskip("matplotlib", reason="the demo draws with matplotlib, which is not installed")
+    code = f"""
+import sys
+sys.path.insert(0, {str(DIGITS)!r})
+from demo import failures
+def record(backend, digest, accuracy):
+    return {{"backend": backend, "digest": digest, "accuracy": accuracy}}
+print(failures([record("torch", "a", 0.97), record("jax", "a", 0.95)]))
+print(*failures([record("torch", "a", 0.97), record("jax", "b", 0.94)]), sep=", ")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "[]",
+        "jax got 94.0% of the test set right, less than 95%, "
+        "the frameworks were fed different batches: the digests differ",
+    ]
+
+
 # ------------------------------------------------------------------ the README
 
 
