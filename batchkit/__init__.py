@@ -29,6 +29,7 @@ from batchkit.sources import Source
 from batchkit.stages import ColumnStage
 
 if TYPE_CHECKING:
+    from batchkit import transforms
     from batchkit.config import load
 
 __all__ = [
@@ -61,4 +62,8 @@ def __getattr__(name: str) -> Any:
         from batchkit.config import load
 
         return load
+    if name == "transforms":
+        import importlib
+
+        return importlib.import_module("batchkit.transforms")
     raise AttributeError(f"module 'batchkit' has no attribute {name!r}")
