@@ -29,7 +29,7 @@ from batchkit.sources import Source
 from batchkit.stages import ColumnStage
 
 if TYPE_CHECKING:
-    from batchkit import transforms
+    from batchkit import transforms as transforms
     from batchkit.config import load
 
 __all__ = [

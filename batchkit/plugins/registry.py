@@ -184,14 +184,20 @@ def installed() -> Plugins:
     return Plugins()
 
 
+def _processes(**options: Any) -> Any:
+    from batchkit.executors import ProcessExecutor  # imports what starts processes
+
+    return ProcessExecutor(**options)
+
+
 def _built_in(kind: str) -> Mapping[str, Any]:
     # Imported here: whoever looks a backend up needs neither the sources nor the executors.
     if kind == "backends":
         return {"numpy": NumpyBackend}
     if kind == "executors":
-        from batchkit.executors import InlineExecutor, ProcessExecutor, ThreadExecutor
+        from batchkit.executors import InlineExecutor, ThreadExecutor
 
-        return {"inline": InlineExecutor, "processes": ProcessExecutor, "threads": ThreadExecutor}
+        return {"inline": InlineExecutor, "processes": _processes, "threads": ThreadExecutor}
     if kind == "sources":
         from batchkit.sources import SOURCES
 
