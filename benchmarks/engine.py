@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 import batchkit as bk
-from rounds import Contender, machine, ratio, take_turns
+from batchkit.bench import Contender, machine, ratio, take_turns
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("batchkit-core", "numpy", "torch", "tensorflow-cpu", "grain")

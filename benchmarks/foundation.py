@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 import batchkit as bk
+from batchkit.bench import Contender, Timing, machine, ratio, take_turns
 from peers import Workload, grain_peers, numpy_loops, tensorflow_peers, torch_peers
-from rounds import Contender, Timing, machine, ratio, take_turns
 
 RESULTS = Path(__file__).parent / "results"
 PLAIN = "plain loop"

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rounds import Contender
+from batchkit.bench import Contender
 
 __all__ = ["Workload", "grain_peers", "numpy_loops", "tensorflow_peers", "torch_peers"]
 

@@ -31,7 +31,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from rounds import machine
+from batchkit.bench import machine
 
 RESULTS = Path(__file__).parent / "results"
 WIDTH, SIZE = 256, 256

@@ -22,8 +22,8 @@ from rich.table import Table
 
 import batchkit as bk
 from batchkit import transforms as tf
+from batchkit.bench import Contender, Timing, machine, ratio, take_turns
 from batchkit.random import RowRandom
-from rounds import Contender, Timing, machine, ratio, take_turns
 
 RESULTS = Path(__file__).parent / "results"
 SIZE, SIDE, PADDING = 128, 32, 4

@@ -56,27 +56,37 @@ def interleaved(
 
 
 def take_turns(
-    contenders: Sequence[Contender], rounds: int, budget: float = 0.3, told: Callable[[str], None] = lambda line: None
+    contenders: Sequence[Contender], rounds: int, budget: float = 0.5, told: Callable[[str], None] = lambda line: None
 ) -> dict[str, Timing]:
-    """Run every contender of this process once a round; return the timings by name.
+    """Run every contender in every round; return the timings by name.
 
-    A quick contender runs epoch after epoch until ``budget`` seconds are used up, and its
-    round is the median of them. ``told`` is called with a line when a round begins.
+    A quick contender runs several epochs in a round, until ``budget`` seconds are used up: one
+    each time it is its turn, so that those who are compared run next to each other. What counts
+    is the median of the round. ``told`` is called with a line when a round begins.
     """
     timings = {contender.name: Timing(contender.name) for contender in contenders}
-    for _, contender in interleaved(contenders, rounds, told):
-        timings[contender.name].seconds.append(statistics.median(_epochs(contender, budget)))
+    for number in range(rounds):
+        told(f"round {number + 1} of {rounds}")
+        taken: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+        waiting = list(contenders)
+        while waiting:
+            for contender in waiting:
+                taken[contender.name].append(_seconds(contender))
+            waiting = [contender for contender in waiting if _has_time(taken[contender.name], budget)]
+        for name, seconds in taken.items():
+            timings[name].seconds.append(statistics.median(seconds))
     return timings
 
 
-def _epochs(contender: Contender, budget: float) -> list[float]:
-    taken: list[float] = []
-    while not taken or (sum(taken) + taken[-1] < budget and len(taken) < 25):
-        begin = time.perf_counter()
-        for _ in contender.epoch():
-            pass
-        taken.append(time.perf_counter() - begin)
-    return taken
+def _seconds(contender: Contender) -> float:
+    begin = time.perf_counter()
+    for _ in contender.epoch():
+        pass
+    return time.perf_counter() - begin
+
+
+def _has_time(taken: list[float], budget: float) -> bool:
+    return sum(taken) + taken[-1] < budget and len(taken) < 25
 
 
 def paired(values: Sequence[float], references: Sequence[float]) -> float:

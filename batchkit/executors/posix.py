@@ -13,11 +13,13 @@ import json
 import mmap
 import os
 import pickle
+import signal
 import socket
 import struct
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -180,7 +182,8 @@ class Crew:
         held, self._lifeline = os.pipe()
         program = (
             "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
-            "from batchkit.executors.posix import serve; serve(int(sys.argv[2]), int(sys.argv[3]))"
+            "from batchkit.executors import posix, worker; "
+            "posix.serve(worker.work, int(sys.argv[2]), int(sys.argv[3]))"
         )
         arguments = [json.dumps(sys.path), str(there.fileno()), str(held)]
         single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -237,12 +240,8 @@ class Crew:
             self._process.wait()
 
 
-def serve(connection: int, lifeline: int) -> None:
-    """Be the fork server: fork a worker for every request, until the caller is gone."""
-    import signal
-
-    from batchkit.executors import worker
-
+def serve(work: Callable[[Channel], None], connection: int, lifeline: int) -> None:
+    """Be the fork server: fork a process that does ``work`` for every request, until the caller is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the caller, who ends us
     channel = Channel(socket.socket(fileno=connection))
     ended: dict[int, int] = {}
@@ -253,7 +252,7 @@ def serve(connection: int, lifeline: int) -> None:
                 process = os.fork()
                 if process == 0:
                     channel.release()
-                    _be_worker(worker.work, descriptors[0], lifeline)
+                    _be_worker(work, descriptors[0], lifeline)
                 os.close(descriptors[0])
                 channel.send(process)
             else:

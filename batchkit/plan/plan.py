@@ -90,11 +90,6 @@ class Plan:
     by_row: bool = field(repr=False)
     """Whether a function or the source is called row by row."""
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        from batchkit.plan.compiling import compile
-
-        return compile, (self.pipeline, self.shard)
-
     @property
     def indexed(self) -> bool:
         """Whether any step can be computed without those before it."""
