@@ -8,7 +8,7 @@ import pytest
 
 import batchkit as bk
 
-grain = pytest.importorskip("grain", reason="Grain is installed for the benchmarks only: make bench")
+grain = pytest.importorskip("grain", reason="Grain is not installed here: make install")
 
 
 class Squares(grain.sources.RandomAccessDataSource):  # type: ignore[name-defined,misc]

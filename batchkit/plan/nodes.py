@@ -125,7 +125,7 @@ class SourceRows:
                 return self._read(Rows(ids, epochs), slots.guard)
             if self._handed is not None:
                 return Rows(ids, epochs, self._handed(ids))
-            return Rows(ids, epochs, self._unflatten(self._gather(ids, slots)))
+            return Rows(ids, epochs, self._unflatten(self._gather(positions, ids, slots)))
         except BatchkitError:
             raise
         except Exception as exc:
@@ -153,11 +153,14 @@ class SourceRows:
         """Yield what is asked of the source."""
         yield np.arange(positions.start, positions.stop) if isinstance(positions, range) else positions
 
-    def _gather(self, ids: npt.NDArray[np.int64], slots: SlotPool) -> list[npt.NDArray[Any]]:
+    def _gather(self, positions: Positions, ids: npt.NDArray[np.int64], slots: SlotPool) -> list[npt.NDArray[Any]]:
         memory = slots.prepared.get(self) or self._prepare(slots)
         rows = len(ids)
         columns = [lease(rows) for lease in memory.leases]
-        if memory.takes is not None:
+        if memory.takes is not None and type(positions) is range:  # rows in their own order: one piece of memory
+            for leaf, column in zip(self._source.leaves, columns, strict=True):
+                column[...] = leaf[positions.start : positions.stop]
+        elif memory.takes is not None:
             for take, column in zip(memory.takes, columns):  # noqa: B905  # once a batch: strict costs
                 take(ids, 0, column, "clip")  # mode="raise" would go through a buffer
         elif memory.narrowed:

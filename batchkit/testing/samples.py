@@ -75,13 +75,15 @@ def assert_same(got: npt.NDArray[Any], expected: npt.NDArray[Any], what: str) ->
     got = np.asarray(got)
     assert got.shape == expected.shape, f"{what}: the shape is {got.shape} and should be {expected.shape}"
     if expected.dtype.kind in "US":
-        assert _texts(got) == _texts(expected), f"{what}: the texts differ"
+        same = _texts(got) == _texts(expected)  # compared outside the assertion: pytest would spell a large diff out
+        assert same, f"{what}: the texts differ"
         return
     assert got.dtype == expected.dtype, f"{what}: the dtype is {got.dtype} and should be {expected.dtype}"
     if expected.dtype.char in "gG":
         assert np.array_equal(got, expected), f"{what}: the values differ"
         return
-    assert got.tobytes() == expected.tobytes(), f"{what}: the bytes differ: {got!r} should be {expected!r}"
+    same = got.tobytes() == expected.tobytes()
+    assert same, f"{what}: the bytes differ: {got!r} should be {expected!r}"
 
 
 def assert_same_tree(got: Tree, expected: Tree, what: str) -> None:
