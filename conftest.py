@@ -42,3 +42,9 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run torch's tests first: they fork workers, before JAX and TensorFlow have started threads."""
     items.sort(key=lambda item: "batchkit-torch" not in item.nodeid)
+
+
+@pytest.fixture(autouse=True)
+def threads_start_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the thread executor hand over after the first step, however cheap: the tests' steps would never start it."""
+    monkeypatch.setattr("batchkit.executors.threads.SURE_SECONDS", -1.0)

@@ -296,8 +296,27 @@ def test_a_generator_is_shared_safely_by_several_workers() -> None:
 def test_breaking_out_leaves_no_thread() -> None:
     loader = bk.Loader(numbers(100).batch(1), workers=3)
     for _ in loader:
+        assert len(workers_alive()) == 3
         break
     wait_for_no_workers()
+
+
+def test_cheap_steps_start_no_thread_and_slow_ones_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("batchkit.executors.threads.SURE_SECONDS", 20e-3)
+    monkeypatch.setattr("batchkit.executors.threads.SLOW_SECONDS", 10.0)
+    monkeypatch.setattr("batchkit.executors.threads.HAND_OVER_SECONDS", 10.0)
+    with bk.Loader(numbers(100).batch(1), workers=3) as loader:
+        assert [len(workers_alive()) for _ in loader] == [0] * 100
+
+    def slow(row: Any) -> Any:
+        time.sleep(0.03)
+        return row
+
+    with bk.Loader(numbers(10).map(slow).batch(1), workers=3) as loader:
+        iterator = iter(loader)
+        assert int(next(iterator)["x"][0]) == 0
+        assert len(workers_alive()) == 3
+        assert [int(batch["x"][0]) for batch in iterator] == list(range(1, 10))
 
 
 def test_an_exception_in_the_consumer_leaves_no_thread() -> None:
@@ -316,6 +335,7 @@ def test_an_exception_in_the_consumer_leaves_no_thread() -> None:
 def test_a_forgotten_iterator_leaves_no_thread() -> None:
     iterator = iter(bk.Loader(numbers(100).batch(1), workers=3))
     next(iterator)
+    assert len(workers_alive()) == 3
     del iterator
     gc.collect()
     wait_for_no_workers()
@@ -325,6 +345,7 @@ def test_an_iterator_in_a_reference_cycle_leaves_no_thread() -> None:
     cycle: list[Any] = [iter(bk.Loader(numbers(100).batch(1), workers=3))]
     cycle.append(cycle)
     next(cycle[0])
+    assert len(workers_alive()) == 3
     del cycle
     gc.collect()
     wait_for_no_workers()
