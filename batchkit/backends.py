@@ -14,7 +14,7 @@ from batchkit.tree import Tree
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Backend", "NumpyBackend", "aligned_empty"]
+__all__ = ["Backend", "NumpyBackend", "Putter", "Stager", "aligned_empty"]
 
 
 @runtime_checkable
@@ -67,6 +67,44 @@ class Backend(Protocol):
     def as_dataset(self, loader: Any) -> Iterable[Any]:
         """Return the framework's own kind of data set over ``loader``."""
         ...
+
+
+class Stager(Protocol):
+    """Puts batches on a device ahead of the caller: sends in a background thread, receives in the caller's.
+
+    A backend whose device has memory of its own may offer ``stager(device, wanted) -> Stager | None``:
+    ``None`` where :meth:`Backend.put` is as good, unless it is ``wanted`` all the same.
+    """
+
+    def send(self, batch: Tree) -> Any:
+        """Start to copy a host batch to the device, and keep the host memory referenced until that is done."""
+        ...
+
+    def receive(self, sent: Any) -> Tree:
+        """Return the framework's arrays of what :meth:`send` returned; the caller's own work waits for the copy."""
+        ...
+
+    def close(self) -> None:
+        """Let go of all host memory."""
+        ...
+
+
+class Putter:
+    """A stager for frameworks whose ``put`` only starts the copy and keeps the host memory until it is done."""
+
+    def __init__(self, backend: Backend, device: Any) -> None:
+        self._put, self._device = backend.put, device
+
+    def send(self, batch: Tree) -> Any:
+        """Put the batch."""
+        return self._put(batch, self._device)
+
+    def receive(self, sent: Any) -> Tree:
+        """Return what was put."""
+        return sent
+
+    def close(self) -> None:
+        """There is nothing to let go of."""
 
 
 class NumpyBackend:

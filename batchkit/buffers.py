@@ -8,6 +8,7 @@ When all are held the pool grows; it never waits, and never hands out what is st
 
 from __future__ import annotations
 
+import functools
 import threading
 import warnings
 from collections import deque
@@ -23,7 +24,7 @@ from batchkit.errors import BackendError, NarrowingError, NarrowingWarning
 from batchkit.schema import native, slot_dtype
 from batchkit.tree import leaf_label
 
-__all__ = ["NARROW", "HostMemory", "Slots", "aligned_empty"]
+__all__ = ["NARROW", "HostMemory", "Slots", "aligned_empty", "keep_freed_memory"]
 
 NARROW = ("checked", "error")
 """What ``Loader(narrow=)`` may be: narrow where every value fits, or refuse to narrow at all."""
@@ -41,6 +42,17 @@ def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any], alignment: int =
     nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     raw = np.empty(nbytes + alignment, np.uint8)
     return np.ndarray(shape, dtype, raw, -raw.ctypes.data % alignment)
+
+
+@functools.cache
+def keep_freed_memory() -> None:
+    """Have the C library keep the memory that a step's temporary arrays free, for those of the next step.
+
+    glibc raises the size up to which it does so when a larger block is freed, up to 32 MB. Until then the
+    temporaries of every step are paid for with page faults, above all in threads, each of which has a heap
+    of its own: two hundred a batch of 1.5 MB. A block of that size, never touched, is freed here.
+    """
+    np.empty((32 << 20) - (64 << 10), np.uint8)
 
 
 class HostMemory(Protocol):
@@ -123,6 +135,7 @@ class Slots:
         self.narrow = narrow
         self.prepared: dict[Any, Any] = {}
         self.guard: Any = None
+        self.sheet: Any = None
         self._lessors: dict[tuple[Any, ...], Callable[[int], npt.NDArray[Any]]] = {}
         self._host_dtypes: dict[tuple[str, np.dtype[Any]], np.dtype[Any]] = {}
         self._lock = threading.Lock()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
+import os
 import pickle
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -13,23 +12,27 @@ from typing import Any
 import numpy as np
 
 from batchkit import tree as tree_
-from batchkit.backends import Backend
-from batchkit.buffers import NARROW, Slots
-from batchkit.errors import BackendError, PipelineError, StateError, WorkerError, nearest
-from batchkit.executors import Executor
+from batchkit.backends import Backend, Stager
+from batchkit.buffers import NARROW, Slots, keep_freed_memory
+from batchkit.errors import BackendError, PipelineError, StateError, nearest
+from batchkit.executors import AutoExecutor, Executor, Run, Setting
+from batchkit.iteration import BatchIterator, Cursor, Delivery, Work
 from batchkit.likeness import Likeness
 from batchkit.pipeline import Pipeline
-from batchkit.plan import Plan, compile
+from batchkit.plan import Plan, Step, compile
 from batchkit.plugins import Plugins, installed
-from batchkit.report import Statistics
+from batchkit.report import Statistics, stage_names, text
+from batchkit.resources import size_in_bytes
 from batchkit.schema import LeafSpec
 from batchkit.skipping import Guard, Ledger, Skip, skip_of
 from batchkit.stages import Unbatch
 from batchkit.stages.stage import at_least
+from batchkit.staging import Staged, StagedRun, stager_for
 from batchkit.state import STATE_VERSION, checked_cursor
+from batchkit.trace import write_trace
 from batchkit.tree import Tree
 
-__all__ = ["BatchIterator", "Loader"]
+__all__ = ["Loader"]
 
 
 class Loader:
@@ -42,9 +45,16 @@ class Loader:
         pipeline: what to load; it ends in batches.
         backend: the name of a backend (``"numpy"``, ``"torch"``, ...) or a Backend object.
         device: the framework's device, or its name; the backend's default without it.
-        executor: ``"threads"``, ``"inline"``, another's name, or an Executor object.
-        workers: how many workers the executor has; ``"auto"`` for one a core.
-        prefetch: how many finished batches may wait for the caller, besides one a worker.
+        executor: ``"auto"``: what the first steps show to be the fastest, or with a number of workers
+            ``"threads"``; or ``"threads"``, ``"processes"``, ``"inline"``, another's name, an Executor object.
+        workers: how many workers the executor has; ``"auto"``: what the first steps show to be the
+            fastest with ``"auto"`` and ``"threads"``, else one a core.
+        prefetch: how many finished batches may wait for the caller, besides one a worker; ``"auto"``:
+            chosen together with the workers, else 2.
+        memory_limit: how much memory batches in flight may take where workers are chosen: bytes, or text
+            such as ``"2GB"``. By default a quarter of what is free, limits of the container respected.
+        prefetch_to_device: whether a background thread keeps ``prefetch`` batches on the device; ``None``:
+            where the device has memory of its own.
         shard: ``(rank, world)``: of every batch, this rank loads its slice of the rows.
         narrow: ``"checked"``: where the framework has no 64-bit type, narrow what fits and
             refuse what does not; ``"error"``: refuse to narrow at all.
@@ -66,9 +76,11 @@ class Loader:
         backend: str | Backend = "numpy",
         *,
         device: Any = None,
-        executor: str | Executor = "threads",
+        executor: str | Executor = "auto",
         workers: int | str = "auto",
-        prefetch: int = 2,
+        prefetch: int | str = "auto",
+        memory_limit: int | str | None = None,
+        prefetch_to_device: bool | None = None,
         shard: tuple[int, int] = (0, 1),
         narrow: str = "checked",
         timeout: float | None = None,
@@ -81,6 +93,8 @@ class Loader:
             "executor": executor,
             "workers": workers,
             "prefetch": prefetch,
+            "memory_limit": memory_limit,
+            "prefetch_to_device": prefetch_to_device,
             "shard": shard,
             "narrow": narrow,
             "timeout": timeout,
@@ -91,27 +105,37 @@ class Loader:
             raise PipelineError(
                 f"narrow must be 'checked' or 'error', not {narrow!r}{nearest(str(narrow), list(NARROW))}"
             )
-        self.prefetch = at_least(prefetch, "prefetch", 0)
+        if prefetch != "auto":
+            prefetch = at_least(prefetch, "prefetch", 0)
         self.plan: Plan = compile(pipeline, shard)
         known = plugins if isinstance(plugins, Plugins) else installed().with_local(plugins) if plugins else installed()
         self.backend: Backend = known.backend(backend) if isinstance(backend, str) else _checked_backend(backend)
         self.device = self.backend.device(device)
+        self._stager = stager_for(self.backend, self.device, prefetch_to_device)
+        limit = None if memory_limit is None else size_in_bytes(memory_limit, "memory_limit")
         self.executor: Executor = (
-            _made_executor(known, executor, workers, timeout)
+            _made_executor(known, executor, workers, prefetch, limit, timeout)
             if isinstance(executor, str)
             else _checked_executor(executor)
         )
+        if limit is not None and not isinstance(self.executor, AutoExecutor):
+            raise PipelineError(
+                "memory_limit bounds what workers='auto' chooses with executor 'auto' or 'threads': leave it out here, "
+                "or leave the workers to be chosen"
+            )
+        self._prefetch = 2 if prefetch == "auto" else int(prefetch)
         self._slots = Slots(self.backend, narrow)
+        self.statistics = Statistics(stage_names(self.plan.pipeline))
+        self._work = Work(self.plan, self._slots, self.statistics.meter)
         self._ledger = self._ledger_for(skip_of(on_error))
         self._lock = threading.RLock()
-        self._cursor = _Cursor(0, 0, fresh=True)
+        self._cursor = Cursor(0, 0, fresh=True)
         self._current: weakref.ref[BatchIterator] | None = None
         self._iterators: weakref.WeakSet[BatchIterator] = weakref.WeakSet()
         self._schema: Tree = None
         self._likeness: Likeness | None = None
         self._known_fingerprint: dict[str, Any] | None = None
         self._closed = False
-        self.statistics = Statistics()
         if not self.plan.by_row and not self.plan.has_functions:
             _ = self.schema  # an unknown leaf or dtype is better said now than with the first batch
 
@@ -149,6 +173,18 @@ class Loader:
     def workers(self) -> int:
         """How many workers the executor has; 0 where it has none."""
         return int(getattr(self.executor, "workers", 0))
+
+    @property
+    def prefetch(self) -> int:
+        """How many finished batches may wait for the caller, besides one a worker."""
+        return self.setting.prefetch
+
+    @property
+    def setting(self) -> Setting:
+        """What computes the steps: executor, workers and prefetch; where they are chosen, what was chosen so far."""
+        if isinstance(self.executor, AutoExecutor):
+            return self.executor.setting
+        return Setting(self.executor.name, self.workers, self._prefetch)
 
     @property
     def epoch(self) -> int:
@@ -212,7 +248,7 @@ class Loader:
             if current is not None and current.joined():
                 return current
             before = self._cursor
-            cursor = _Cursor(before.epoch, before.step) if before.fresh else _Cursor(before.epoch + 1, 0)
+            cursor = Cursor(before.epoch, before.step) if before.fresh else Cursor(before.epoch + 1, 0)
             iterator = self._iterator(cursor, (0, 1), moves_on=True)
             self._cursor, self._current = cursor, weakref.ref(iterator)
             return iterator
@@ -224,13 +260,30 @@ class Loader:
         """
         with self._lock:
             self._check_open()
-            cursor = _Cursor(at_least(epoch, "epoch", 0), at_least(start, "start", 0))
+            cursor = Cursor(at_least(epoch, "epoch", 0), at_least(start, "start", 0))
             return self._iterator(cursor, part, moves_on=False)
 
-    def _iterator(self, cursor: _Cursor, part: tuple[int, int], moves_on: bool) -> BatchIterator:
-        iterator = BatchIterator(self, cursor, part, moves_on)
+    def _iterator(self, cursor: Cursor, part: tuple[int, int], moves_on: bool) -> BatchIterator:
+        check = self._check if self.plan.has_functions or self.plan.by_row else None
+        if self._stager is None:
+            delivery = Delivery(self.plan, self._start, check, self.backend.put, self.device, self.statistics)
+        else:
+            delivery = _staged(self._stager, self.plan, self._start_staged, check, self.statistics)
+        iterator = BatchIterator(delivery, cursor, part, moves_on)
         self._iterators.add(iterator)
         return iterator
+
+    def _start(self, steps: Iterator[Step]) -> Run:
+        """Have the executor compute steps."""
+        keep_freed_memory()
+        executor = self.executor
+        window = executor.window if isinstance(executor, AutoExecutor) else self.setting.window
+        return executor.run(self._work, steps, window)
+
+    def _start_staged(self, steps: Iterator[Step]) -> Run:
+        """The same, and have a thread put the batches on the device."""
+        assert self._stager is not None
+        return StagedRun(self._start(steps), self._stager, self._prefetch, self.statistics.meter)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -278,7 +331,7 @@ class Loader:
             epoch, step = epoch + 1, 0
         with self._lock:
             self._check_open()
-            self._cursor, self._current = _Cursor(epoch, step, fresh=True), None
+            self._cursor, self._current = Cursor(epoch, step, fresh=True), None
 
     # -- handing over
 
@@ -286,6 +339,10 @@ class Loader:
         """Return the framework's own data set: an ``IterableDataset``, a ``tf.data.Dataset``, a JAX iterator."""
         self._check_open()
         return self.backend.as_dataset(self)
+
+    def host_slots(self) -> Slots:
+        """Return new host memory of the kind that this loader's batches are written to."""
+        return Slots(self.backend, self._options["narrow"])
 
     def replicate(self, **changes: Any) -> Loader:
         """Return a new loader of the same pipeline and options, some of them changed, at epoch 0."""
@@ -303,11 +360,21 @@ class Loader:
         return _restored, (described, self._cursor.epoch, self._cursor.step, self._cursor.fresh)
 
     def report(self) -> str:
-        """Return in a few lines what was loaded and how long the caller waited for it."""
-        return self.statistics.text(
-            f"by executor {self.executor.name!r} ({self.workers} workers, prefetch {self.prefetch}) "
-            f"for backend {self.backend.name!r}"
-        )
+        """Return where the time went: what each stage takes, how long the caller waits, and the bottleneck."""
+        tuner = self.executor.tuner if isinstance(self.executor, AutoExecutor) else None
+        chosen, settled = ("", False) if tuner is None else (tuner.text(), tuner.settled is not None)
+        return text(self.statistics, self.setting, self.backend.name, chosen, settled)
+
+    def trace(self, path: str | os.PathLike[str]) -> None:
+        """Write what was measured so far as Chrome trace events, which Perfetto and ``chrome://tracing`` open.
+
+        One row a thread, one box a stage of a step, and the caller's waiting. The latest 20,000
+        boxes are kept; of steps that take less than about a millisecond only some are measured.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        write_trace(self.statistics, path)
 
     def close(self) -> None:
         """End all iterations; no thread stays behind. May be called again."""
@@ -319,6 +386,8 @@ class Loader:
         end_workers = getattr(self.executor, "close", None)
         if end_workers is not None:
             end_workers()
+        if self._stager is not None:
+            self._stager.close()
 
     def __enter__(self) -> Loader:
         return self
@@ -327,123 +396,29 @@ class Loader:
         self.close()
 
 
-class _Cursor:
-    """Where an iteration is: ``step`` batches of ``epoch`` were delivered. ``fresh``: the next one starts here."""
+def _staged(
+    stager: Stager,
+    plan: Plan,
+    start: Callable[[Iterator[Step]], Run],
+    check: Callable[[Tree, int, int], None] | None,
+    statistics: Statistics,
+) -> Delivery:
+    """Return the delivery of batches that a stager has put on the device."""
 
-    __slots__ = ("epoch", "fresh", "step")
+    def checked(staged: Staged, epoch: int, number: int) -> None:
+        assert check is not None
+        check(staged.host, epoch, number)
 
-    def __init__(self, epoch: int, step: int, fresh: bool = False) -> None:
-        self.epoch, self.step, self.fresh = epoch, step, fresh
+    def received(staged: Staged, device: Any) -> Tree:
+        return stager.receive(staged.sent)
 
-
-class BatchIterator(Iterator[Tree]):
-    """The batches of one epoch, in order. Several threads may share it: each batch goes to exactly one."""
-
-    def __init__(self, loader: Loader, cursor: _Cursor, part: tuple[int, int], moves_on: bool) -> None:
-        self._loader, self._cursor, self._part, self._moves_on = loader, cursor, part, moves_on
-        self._lock = threading.Lock()
-        self._threads = {threading.get_ident()}
-        self._done = self._closed = False
-        self._put, self._device = loader.backend.put, loader.device
-        self._statistics = loader.statistics
-        self._checks = loader.plan.has_functions or loader.plan.by_row
-        self._begin()
-
-    def _begin(self) -> None:
-        loader, cursor, (index, every) = self._loader, self._cursor, self._part
-        self._started = cursor.step
-        self._number, self._every = cursor.step + (index - cursor.step) % every, every
-        steps = loader.plan.steps(cursor.epoch, cursor.step, self._part)
-        work = _Work(loader.plan, loader._slots)
-        self._run = loader.executor.run(work, steps, loader.prefetch + max(loader.workers, 1))
-        self._take = self._run.__next__
-
-    @property
-    def epoch(self) -> int:
-        """The epoch that is iterated over."""
-        return self._cursor.epoch
-
-    def joined(self) -> bool:
-        """Let another thread take part, if the epoch is still going on."""
-        here = threading.get_ident()
-        if self._done or self._closed or here in self._threads:
-            return False
-        self._threads.add(here)
-        return True
-
-    def __iter__(self) -> BatchIterator:
-        return self
-
-    def __next__(self) -> Tree:
-        """Return the next batch; safe to call from several threads."""
-        with self._lock:
-            if self._done or self._closed:
-                return self._over()
-            asked = time.perf_counter()
-            batch = self._deliver()
-            self._statistics.add(time.perf_counter() - asked)
-            return batch
-
-    def _deliver(self) -> Tree:
-        number = self._number
-        try:
-            host = self._take()
-            if self._checks:
-                self._loader._check(host, self._cursor.epoch, number)
-            batch = self._put(host, self._device)
-        except StopIteration:
-            return self._ended()
-        except Exception:
-            self._number = number + self._every  # the next call goes on with the step after the one that failed
-            raise
-        except BaseException:  # Ctrl-C: where the run stands is unknown now
-            self.close()
-            raise
-        self._number = number + self._every
-        self._cursor.step = number + 1
-        return batch
-
-    def _ended(self) -> Tree:
-        if self._closed:
-            return self._over()
-        self._run.close()
-        cursor = self._cursor
-        if self._moves_on:
-            at_the_end = self._number == self._started > 0
-            cursor.epoch, cursor.step = cursor.epoch + 1, 0
-            if at_the_end and not self._loader.plan.indexed:
-                # Only now is it known that the state was taken after a generator's last batch.
-                self._begin()
-                return self._deliver()
-            cursor.fresh = True
-        self._done = True
-        raise StopIteration
-
-    def _over(self) -> Tree:
-        if self._closed and not self._done:
-            raise WorkerError("the iteration was closed before its end: iterate over the loader again")
-        raise StopIteration
-
-    def close(self) -> None:
-        """End the iteration; no thread stays behind."""
-        self._closed = True
-        self._run.close()
-
-
-class _Work:
-    """A plan together with the memory it writes to, as executors see it."""
-
-    __slots__ = ("compute", "plan", "slots")
-
-    def __init__(self, plan: Plan, slots: Slots) -> None:
-        self.plan, self.slots = plan, slots
-        self.compute: Callable[[Any], Tree] = functools.partial(plan.compute, slots=slots)
+    return Delivery(plan, start, None if check is None else checked, received, None, statistics)
 
 
 def _restored(described: bytes, epoch: int, step: int, fresh: bool) -> Loader:
     pipeline, options = pickle.loads(described)
     loader = Loader(pipeline, **options)
-    loader._cursor = _Cursor(epoch, step, fresh)
+    loader._cursor = Cursor(epoch, step, fresh)
     return loader
 
 
@@ -457,7 +432,18 @@ def _checked_backend(backend: Any) -> Backend:
     return backend
 
 
-def _made_executor(known: Plugins, name: str, workers: int | str, timeout: float | None) -> Executor:
+def _made_executor(
+    known: Plugins,
+    name: str,
+    workers: int | str,
+    prefetch: int | str,
+    memory_limit: int | None,
+    timeout: float | None,
+) -> Executor:
+    if name == "auto" and (workers != "auto" or timeout is not None):
+        name = "threads"
+    if name in ("auto", "threads") and workers == "auto" and timeout is None:
+        return AutoExecutor(name=name, prefetch=prefetch, memory_limit=memory_limit)
     limit = {} if timeout is None else {"timeout": timeout}
     executor: Executor = known.executor(name)(workers=workers, **limit)
     return executor

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -541,7 +542,7 @@ def test_plugins_lists_what_is_found_and_what_is_broken(folder: Path) -> None:
     assert (code, err) == (0, "")
     assert out.startswith("batchkit (batchkit-core ") or out.startswith("batchkit (batchkit-core)")
     assert "  backends: numpy\n" in out
-    assert "  executors: inline, processes, threads" in out
+    assert "  executors: auto, inline, processes, threads" in out
     assert "hello (batchkit-hello 1.2)\n  commands: hello, schema\n" in out
     assert (
         "broken (batchkit-broken 1.2)\n  problem: plugin 'broken' (batchkit-broken 1.2) cannot be imported: "
@@ -586,6 +587,7 @@ def test_commands_of_plugins_are_added_and_replace_none(folder: Path) -> None:
         "hello",
         "inspect",
         "plugins",
+        "profile",
         "run",
         "schema",
     ]
@@ -606,3 +608,75 @@ def test_version_prints_the_installed_version() -> None:
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["run", "--help"], ["inspect", "-h"], ["plugins", "--help"]])
 def test_help_is_there(arguments: list[str]) -> None:
     assert batchkit(*arguments).stdout.startswith("Usage: ")
+
+
+# --- profile
+
+SLOW = """
+import time
+
+def wait(row):
+    time.sleep(0.002)
+    return row
+
+def wait_long(batch):
+    time.sleep(0.03)
+    return batch
+
+def rows():
+    for number in range(20):
+        yield {"x": number}
+
+def same(x):
+    return x
+"""
+
+
+def test_profile_measures_every_stage_by_itself(folder: Path) -> None:
+    functions(folder, SLOW)
+    save(
+        folder,
+        "shuffle",
+        {"map": {"fn": "functions_here:wait"}},
+        {"batch": 8},
+        {"map": {"fn": "functions_here:wait_long"}},
+    )
+    shown = json.loads(batchkit("profile", "train.yaml", "--steps", "2", "--rounds", "2", "--json").stdout)
+    found = {stage["stage"]: stage for stage in shown["stages"]}
+    names = ["source npy", "shuffle()", "map(wait)", "batch(size=8)", "map(wait_long)"]
+    assert list(found) == [*names, "copy for the backend", "hand-over"]
+    assert 0.016 <= found["map(wait)"]["median_s"] < 0.06
+    assert 0.03 <= found["map(wait_long)"]["median_s"] < 0.09  # of this stage alone: not the rows' waiting
+    assert found["source npy"]["median_s"] < 0.01
+    assert shown["slowest"] == "map(wait_long)"
+    assert sum(stage["share"] for stage in shown["stages"]) == pytest.approx(1.0)
+    assert found["map(wait)"]["rows_per_s"] == pytest.approx(8 / found["map(wait)"]["median_s"])
+
+
+def test_profile_prints_bars_and_names_the_slowest_stage(folder: Path) -> None:
+    functions(folder, SLOW)
+    save(folder, {"map": {"fn": "functions_here:wait"}}, {"batch": 8})
+    lines = batchkit("profile", "train.yaml", "--steps", "2", "--rounds", "2", "--output", "p.svg").stdout.splitlines()
+    assert [line.split("  ")[0] for line in lines[:3]] == ["source npy", "map(wait)", "batch(size=8)"]
+    assert "█" * 30 in lines[1]
+    assert lines[-1].startswith("map(wait) is the slowest: ")
+    drawn = (folder / "p.svg").read_text(encoding="utf-8")
+    ElementTree.fromstring(drawn)
+    assert drawn.count('<rect class="bar"') == 5
+
+
+def test_profile_of_a_generator_and_of_nothing(folder: Path) -> None:
+    functions(folder, SLOW)
+    config = {
+        "pipeline": {
+            "source": {"kind": "generator", "fn": "functions_here:rows"},
+            "stages": [{"map": {"fn": "functions_here:same"}}, {"batch": 8}, {"map": {"fn": "functions_here:same"}}],
+        }
+    }
+    (folder / "gen.json").write_text(json.dumps(config))
+    shown = json.loads(batchkit("profile", "gen.json", "--json").stdout)
+    names = [stage["stage"] for stage in shown["stages"]]
+    assert names == ["source generator", "map(same)", "batch(size=8)", "map(same)", "copy for the backend", "hand-over"]
+    save(folder, {"take": 0}, {"batch": 8})
+    result = batchkit("profile", "train.yaml", code=1)
+    assert "the pipeline has no batches, so that there is nothing to measure" in result.stderr

@@ -309,7 +309,7 @@ def test_every_option_can_be_given_in_the_environment(
     [
         ("WORKERS", "many", "BATCHKIT_WORKERS: should be a valid integer or 'auto', not 'many'"),
         ("WORKERS", "0", "BATCHKIT_WORKERS: should be greater than or equal to 1 or 'auto', not '0'"),
-        ("PREFETCH", "-1", "BATCHKIT_PREFETCH: should be greater than or equal to 0, not '-1'"),
+        ("PREFETCH", "-1", "BATCHKIT_PREFETCH: should be greater than or equal to 0 or 'auto', not '-1'"),
         ("SHARD", "2/2", "BATCHKIT_SHARD: should be [rank, world] or 'rank/world' with 0 <= rank < world, not '2/2'"),
         ("NARROW", "maybe", "BATCHKIT_NARROW: should be 'checked' or 'error', not 'maybe'"),
         ("BACKEND", "nunpy", "BATCHKIT_BACKEND: no backend 'nunpy'; did you mean 'numpy'?"),
@@ -365,7 +365,7 @@ def test_an_unknown_backend_in_an_override_is_an_unknown_name(folder: Path) -> N
         ({"shard": (2, 2)}, "override loader.shard: should be [rank, world]"),
         (
             {"overrides": {"loader.prefetch": -1}},
-            "override loader.prefetch: should be greater than or equal to 0, not -1",
+            "override loader.prefetch: should be greater than or equal to 0 or 'auto', not -1",
         ),
         ({"overrides": {"prefetch": 1}}, "override 'prefetch': only loader.* and pipeline.* can be overridden"),
         ({"overrides": {"loader": {}}}, "override 'loader': only loader.* and pipeline.* can be overridden"),

@@ -37,7 +37,7 @@ def values(batches: Any) -> list[list[int]]:
 
 
 def workers_alive() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("batchkit")]
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("batchkit-worker")]
 
 
 def wait_for_no_workers() -> None:
@@ -640,4 +640,4 @@ def test_the_report_counts_batches() -> None:
     with bk.Loader(numbers().batch(5)) as loader:
         assert loader.report() == "nothing was loaded yet"
         list(loader)
-        assert loader.report().startswith("4 batches by executor 'threads'")
+        assert loader.report().startswith("4 batches in ")

@@ -174,7 +174,7 @@ def test_a_plugin_offers_sources_stages_and_executors(install: Install) -> None:
     assert plugins.source("ones")() == 1
     assert plugins.stage("gray").verb == "gray"
     assert plugins.executor("pool")(workers=3) == 3
-    assert plugins.names("executors") == ["inline", "pool", "processes", "threads"]
+    assert plugins.names("executors") == ["auto", "inline", "pool", "processes", "threads"]
 
 
 def test_the_real_plugins_are_listed_without_importing_a_framework() -> None:
@@ -212,7 +212,7 @@ def test_a_typo_of_a_backend_that_is_not_installed_says_what_to_install(site: Pa
     [
         (
             lambda p: p.executor("thread"),
-            "no executor 'thread'; did you mean 'threads'? (found: inline, processes, threads)",
+            "no executor 'thread'; did you mean 'threads'? (found: auto, inline, processes, threads)",
         ),
         (lambda p: p.source("nnpy"), "no source 'nnpy'; did you mean 'npy'? (found: generator, npy, npz, sequence)"),
         (lambda p: p.stage("zzz"), f"no stage 'zzz' (found: {', '.join(sorted(STAGES))})"),
@@ -553,7 +553,7 @@ def test_found_lists_batchkit_itself_first(install: Install) -> None:
     assert first.name == "batchkit"
     assert first.origin == "batchkit-core"
     assert first.offers["backends"] == ("numpy",)
-    assert first.offers["executors"] == ("inline", "processes", "threads")
+    assert first.offers["executors"] == ("auto", "inline", "processes", "threads")
     assert first.offers["sources"] == tuple(SOURCES)
     assert first.offers["stages"] == tuple(STAGES)
     assert second == PluginInfo("alpha", "batchkit-alpha", {"backends": ("alpha",)}, None, "1.2")

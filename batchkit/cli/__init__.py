@@ -1,4 +1,4 @@
-"""The command line: ``batchkit run``, ``bench``, ``inspect``, ``plugins`` and ``schema``.
+"""The command line: ``batchkit run``, ``profile``, ``bench``, ``inspect``, ``plugins`` and ``schema``.
 
 Exit codes: 0; 1 when the run failed; 2 when the usage or the config is not valid; 130 after Ctrl-C.
 """
@@ -11,6 +11,7 @@ from batchkit.cli.bench import bench
 from batchkit.cli.group import PluginGroup
 from batchkit.cli.inspect import inspect
 from batchkit.cli.plugins import plugins
+from batchkit.cli.profile import profile
 from batchkit.cli.run import run
 from batchkit.cli.schema import schema
 from batchkit.plugins import version
@@ -32,5 +33,5 @@ def main() -> None:
     """Feed one input pipeline to PyTorch, TensorFlow, JAX or NumPy."""
 
 
-for command in (bench, run, inspect, plugins, schema):
+for command in (bench, run, profile, inspect, plugins, schema):
     main.add_command(command)

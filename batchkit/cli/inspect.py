@@ -11,6 +11,7 @@ import click
 from batchkit.cli.group import running
 from batchkit.cli.options import load_loader, loader_options
 from batchkit.errors import BatchkitError, NarrowingWarning
+from batchkit.executors import AutoExecutor
 from batchkit.loader import Loader
 from batchkit.pipeline import Pipeline
 from batchkit.schema import LeafSpec, describe
@@ -42,7 +43,8 @@ def _text(loader: Loader) -> str:
         f"batches: {'unknown or endless' if batches is None else batches} an epoch",
         f"shard: {rank} of {world}",
         f"backend: {loader.backend.name}" + ("" if loader.device is None else f" on {loader.device}"),
-        f"executor: {loader.executor.name}, workers {loader.workers}, prefetch {loader.prefetch}",
+        f"executor: {loader.executor.name}, workers {_chosen(loader, loader.workers)}, "
+        f"prefetch {_chosen(loader, loader.prefetch)}",
     ]
     return "\n".join([*lines, *(f"narrowed: {text}" for text in narrowed)])
 
@@ -64,10 +66,15 @@ def _described(loader: Loader) -> dict[str, Any]:
         "backend": loader.backend.name,
         "device": None if loader.device is None else str(loader.device),
         "executor": loader.executor.name,
-        "workers": loader.workers,
-        "prefetch": loader.prefetch,
+        "workers": _chosen(loader, loader.workers),
+        "prefetch": _chosen(loader, loader.prefetch),
         "narrowing": _narrowed(loader),
     }
+
+
+def _chosen(loader: Loader, number: int) -> int | str:
+    """Return a number, or ``"auto"`` where it is chosen while batches are loaded."""
+    return "auto" if isinstance(loader.executor, AutoExecutor) else number
 
 
 def _row_schema(pipe: Pipeline) -> Any:

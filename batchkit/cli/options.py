@@ -16,7 +16,7 @@ __all__ = ["load_loader", "loader_options", "traceback_option"]
 _LOADER = {
     "backend": "The framework that gets the batches: numpy, torch, tensorflow, jax, ...",
     "device": "The framework's name of a device, such as cpu or cuda:0.",
-    "executor": "Where batches are computed: inline, threads, ...",
+    "executor": "Where batches are computed: auto, inline, threads, processes, ...",
     "workers": "How many workers, or auto.",
     "prefetch": "How many batches are computed ahead.",
     "shard": "Load part R of W of every batch.",

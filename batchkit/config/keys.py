@@ -98,11 +98,26 @@ LOADER: Keys = MappingProxyType(
             str, "The framework that gets the batches: numpy, torch, tensorflow, jax or a plugin's.", default="numpy"
         ),
         "device": Key(str | None, "The framework's own name of a device, such as cpu or cuda:0."),
-        "executor": Key(str, "Where batches are computed: inline, threads or a plugin's.", default="threads"),
-        "workers": Key(
-            Annotated[int, Field(ge=1)] | Literal["auto"], "How many of them work at a time.", default="auto"
+        "executor": Key(
+            str, "Where batches are computed: auto, inline, threads, processes or a plugin's.", default="auto"
         ),
-        "prefetch": Key(Annotated[int, Field(ge=0)], "How many batches are computed ahead.", default=2),
+        "workers": Key(
+            Annotated[int, Field(ge=1)] | Literal["auto"],
+            "How many of them work at a time; auto: as many as the first batches show to be the fastest.",
+            default="auto",
+        ),
+        "prefetch": Key(
+            Annotated[int, Field(ge=0)] | Literal["auto"],
+            "How many finished batches may wait, besides one a worker.",
+            default="auto",
+        ),
+        "memory_limit": Key(
+            Annotated[int, Field(ge=1)] | str | None,
+            "How much memory batches in flight may take where workers are chosen: bytes, or text such as 2GB.",
+        ),
+        "prefetch_to_device": Key(
+            bool | None, "Whether a thread keeps batches on the device; by default where it has memory of its own."
+        ),
         "shard": Key(Shard, "Which part of every batch: [rank, world] or 'rank/world'.", default=[0, 1]),
         "narrow": Key(
             Literal["checked", "error"],

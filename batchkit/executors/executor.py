@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
 from batchkit.errors import PipelineError, PipelineTypeError
+from batchkit.resources import cores
 from batchkit.stages.stage import at_least
 from batchkit.tree import Tree
 
@@ -71,8 +71,7 @@ def worker_count(workers: Any) -> int:
         PipelineError: it is neither ``"auto"`` nor a whole number of at least 1.
     """
     if workers == "auto":
-        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return max(1, min(usable, 16))
+        return min(cores(), 16)
     if isinstance(workers, str):
         raise PipelineError(f"workers must be 'auto' or a number of at least 1, not {workers!r}")
     try:

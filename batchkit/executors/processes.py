@@ -21,8 +21,9 @@ from batchkit.errors import PipelineError, WorkerError
 from batchkit.executors.arena import Arena, Layout, find, sizes
 from batchkit.executors.executor import Run, Work, seconds, worker_count
 from batchkit.executors.posix import Channel, Crew, new_memory
-from batchkit.executors.threads import ThreadRun
+from batchkit.executors.threads import ThreadRun, meter_of
 from batchkit.executors.worker import PlannedWork
+from batchkit.metering import SOURCE, Sheet
 from batchkit.sources.stacking import detached
 from batchkit.tree import Tree
 
@@ -91,7 +92,7 @@ class _ProcessRun(ThreadRun):
             for worker in workers:
                 pool.give(worker)
 
-        super().__init__(steps, window, [worker.compute for worker in workers], interrupt, give_back)
+        super().__init__(steps, window, [worker.compute for worker in workers], interrupt, give_back, meter=pool.meter)
 
 
 class _Pool:
@@ -101,6 +102,7 @@ class _Pool:
         self.key, self.timeout = key, timeout
         self.plan: Any = getattr(work, "plan", None)
         self.slots = cast(Any, getattr(work, "slots", None))
+        self.meter = meter_of(work)
         self.described = _described(
             work if self.plan is None else PlannedWork(self.plan, self.slots.backend, self.slots.guard is not None),
             self.plan,
@@ -239,6 +241,7 @@ class _Worker:
         self._need = 0
         self._busy = False
         self._interrupted = False
+        self._fresh = True
         self._lock = threading.Lock()
 
     # -- from any thread
@@ -273,31 +276,49 @@ class _Worker:
         """
         with self._lock:
             self._busy, self._interrupted = True, False
+        meter = self._pool.meter
+        sheet = None if meter is None else meter.sheet(elsewhere=True)
         try:
-            for attempt in range(1, ATTEMPTS + 1):
-                try:
-                    return self._once(step)
-                except EOFError as exc:
-                    how = self._lost()
-                    if self._interrupted or self._pool.stopped:
-                        raise WorkerError(f"{self._named(step)}: the iteration was closed") from exc
-                    if attempt == ATTEMPTS:
-                        raise WorkerError(
-                            f"{self._named(step)}: its worker process died {ATTEMPTS} times, the last time by {how}. "
-                            f"The step was given up{self._rows(step)}; look for what crashes or uses up memory there"
-                        ) from None
-            raise AssertionError("unreachable")
+            batch = self._tried(step, sheet)
+        except BaseException:
+            if meter is not None and sheet is not None:
+                meter.drop(sheet)
+            raise
+        else:
+            if meter is not None and sheet is not None:
+                sheet.step = (step.epoch, step.number)
+                meter.add(sheet)
+            return batch
         finally:
             with self._lock:
                 self._busy = False
 
-    def _once(self, step: Any) -> Tree:
+    def _tried(self, step: Any, sheet: Sheet | None) -> Tree:
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return self._once(step, sheet)
+            except EOFError as exc:
+                how = self._lost()
+                if self._interrupted or self._pool.stopped:
+                    raise WorkerError(f"{self._named(step)}: the iteration was closed") from exc
+                if attempt == ATTEMPTS:
+                    raise WorkerError(
+                        f"{self._named(step)}: its worker process died {ATTEMPTS} times, the last time by {how}. "
+                        f"The step was given up{self._rows(step)}; look for what crashes or uses up memory there"
+                    ) from None
+        raise AssertionError("unreachable")
+
+    def _once(self, step: Any, sheet: Sheet | None) -> Tree:
         channel = self._started()
+        if sheet is not None:
+            sheet.restart()
         deadline = None if self._pool.timeout is None else time.monotonic() + self._pool.timeout
         piece, handed = self._handed(step)
         if piece is None and self._need:
             piece = self._piece(self._need)
-        self._send(channel, step, piece, handed)
+        if sheet is not None:
+            sheet.lap(SOURCE, calls=0)
+        self._send(channel, step, piece, handed, sheet is not None)
         while True:
             try:
                 left = None if deadline is None else max(deadline - time.monotonic(), 0.001)
@@ -314,6 +335,9 @@ class _Worker:
                 assert piece is not None
                 if reply[2]:
                     self._pool.slots.guard.put((step.epoch, step.number), reply[2])
+                if sheet is not None and reply[3] is not None:
+                    sheet.include(reply[3], self._fresh)
+                self._fresh = False
                 return find(piece.memory, reply[1])
             if kind == "failed":
                 raise _unpacked(*reply[1:])
@@ -328,7 +352,7 @@ class _Worker:
         if self._channel is None:
             channel, process = self._pool.start()
             with self._lock:
-                self._channel, self._process = channel, process
+                self._channel, self._process, self._fresh = channel, process, True
             # What the process before it had is not for this one; it goes when the caller lets go of it.
             self._pieces.clear()
             self._dropped.clear()
@@ -346,7 +370,7 @@ class _Worker:
         channel.close()
         return self._pool.ending(process)
 
-    def _send(self, channel: Channel, step: Any, piece: _Shared | None, handed: list[Any]) -> None:
+    def _send(self, channel: Channel, step: Any, piece: _Shared | None, handed: list[Any], measured: bool) -> None:
         try:
             packed = pickle.dumps(step, pickle.HIGHEST_PROTOCOL)
         except Exception as exc:
@@ -356,7 +380,7 @@ class _Worker:
             ) from exc
         number = None if piece is None else piece.number
         dropped, self._dropped = self._dropped, []
-        self._send_with(channel, (packed, number, handed, dropped), piece)
+        self._send_with(channel, (packed, number, handed, dropped, measured), piece)
 
     def _send_with(self, channel: Channel, message: Any, piece: _Shared | None) -> None:
         """Send a message, and the memory that it speaks of if the worker does not have it yet."""

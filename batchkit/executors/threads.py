@@ -11,9 +11,10 @@ from typing import Any
 
 from batchkit.errors import WorkerError
 from batchkit.executors.executor import Run, Work, seconds, worker_count
+from batchkit.metering import Meter
 from batchkit.tree import Tree
 
-__all__ = ["ThreadExecutor", "ThreadRun"]
+__all__ = ["Patience", "ThreadExecutor", "ThreadRun", "at_once", "meter_of"]
 
 HAND_OVER_SECONDS = 40e-6
 """What it costs to hand a batch from one thread to another, both sides together."""
@@ -37,22 +38,46 @@ class ThreadExecutor:
     def run(self, plan: Work, steps: Iterator[Any], window: int) -> Run:
         """Return a run that starts its threads when they are worth it."""
         if self.timeout is not None:  # a step in the caller's own thread could not be given up
-            return ThreadRun(steps, max(window, 1), [plan.compute] * self.workers, timeout=self.timeout)
+            return ThreadRun(
+                steps, max(window, 1), [plan.compute] * self.workers, timeout=self.timeout, meter=meter_of(plan)
+            )
         return _PatientRun(plan, steps, max(window, 1), self.workers)
 
 
-class _PatientRun:
-    """Computes in the caller's thread until threads would be faster, and hands over to them then.
+class Patience:
+    """Says when threads would be faster than the caller's own.
 
     What threads gain in a step is what it and the caller's own work can overlap, or what
     several of them share; what they lose is the hand-over. Both are seen in the first steps.
     """
 
+    def __init__(self) -> None:
+        self._worth: list[bool] = []
+        self.pays = False
+        """Whether threads would pay, after what was seen last."""
+
+    def observe(self, cost: float, gap: float) -> bool:
+        """Take in how long a step took, and the caller before it; return whether threads would pay."""
+        worth = cost > SLOW_SECONDS or min(cost, gap) > HAND_OVER_SECONDS
+        # One slow step says little: the first one makes the epoch's order, and any may be interrupted.
+        self._worth = [*self._worth[-2:], worth]
+        self.pays = cost > SURE_SECONDS or (len(self._worth) == 3 and all(self._worth))
+        return self.pays
+
+
+def at_once() -> bool:
+    """Whether every step counts as a slow one."""
+    return SURE_SECONDS < 0
+
+
+class _PatientRun:
+    """Computes in the caller's thread until threads would be faster, and hands over to them then."""
+
     def __init__(self, plan: Work, steps: Iterator[Any], window: int, workers: int) -> None:
         self._plan, self._steps, self._window, self._workers = plan, steps, window, workers
         self._threads: ThreadRun | None = None
         self._returned = 0.0
-        self._worth: list[bool] = []
+        self._patience = Patience()
         self._closed = False
 
     def __iter__(self) -> Iterator[Tree]:
@@ -67,12 +92,9 @@ class _PatientRun:
             return self._plan.compute(step)
         finally:
             now = time.perf_counter()
-            cost, gap = now - asked, asked - self._returned
-            worth = cost > SLOW_SECONDS or min(cost, gap) > HAND_OVER_SECONDS
-            # One slow step says little: the first one makes the epoch's order, and any may be interrupted.
-            self._worth = [*self._worth[-2:], worth]
-            if not self._closed and (cost > SURE_SECONDS or (len(self._worth) == 3 and all(self._worth))):
-                self._threads = ThreadRun(self._steps, self._window, [self._plan.compute] * self._workers)
+            if self._patience.observe(now - asked, asked - self._returned) and not self._closed:
+                computers = [self._plan.compute] * self._workers
+                self._threads = ThreadRun(self._steps, self._window, computers, meter=meter_of(self._plan))
             self._returned = now
 
     def close(self) -> None:
@@ -85,6 +107,11 @@ class _PatientRun:
         close = getattr(steps, "close", None)
         if close is not None:
             close()
+
+
+def meter_of(work: Any) -> Meter | None:
+    """Return what measures the work, if anything does."""
+    return getattr(work, "meter", None)
 
 
 class _Failure:
@@ -206,8 +233,9 @@ class ThreadRun:
         before: Callable[[], None] | None = None,
         after: Callable[[], None] | None = None,
         timeout: float | None = None,
+        meter: Meter | None = None,
     ) -> None:
-        self._timeout = timeout
+        self._timeout, self._meter = timeout, meter
         self._desk = desk = _Desk(steps, window)
         self._finalizer = weakref.finalize(self, _stop, desk, before, after)
         desk.threads = [
@@ -225,6 +253,8 @@ class ThreadRun:
         desk = self._desk
         with desk.changed:
             place = desk.delivered
+            if self._meter is not None:
+                self._meter.queued(len(desk.results))
             while place not in desk.results:
                 if desk.closed or (desk.end is not None and place >= desk.end):
                     raise StopIteration

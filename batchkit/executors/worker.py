@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from batchkit.buffers import keep_freed_memory
 from batchkit.errors import BatchkitError, WorkerError
 from batchkit.executors.arena import Arena, ArenaSlots, Layout, RemoteBackend, find, size_of
 from batchkit.executors.posix import Channel, map_memory
+from batchkit.metering import PROBED, MeasuredSlots, Sheet
 from batchkit.pipeline import Pipeline
 from batchkit.plan import Plan, compile
 from batchkit.skipping import Guard, LeftOut
@@ -82,22 +84,34 @@ class PlannedWork:
 
     def arrive(self, channel: Channel) -> None:
         """Get ready, in the worker."""
+        keep_freed_memory()
         self._plan = compile(self._pipeline, self._shard)
         self._slots = ArenaSlots(RemoteBackend(*self._facts, lambda leaf, dtype: _asked(channel, leaf, dtype)))
         self._slots.guard = Guard() if self._skips else None
+        self._probes = PROBED
 
     def left_out(self, step: Any) -> list[LeftOut]:
         """Return the rows that a step has left out."""
         return self._slots.guard.pop((step.epoch, step.number)) if self._skips else []
 
-    def compute(self, step: Any, arena: Arena | None, handed: Any) -> Tree:
-        """Return the host batch of a step; what was handed over is read instead of the source."""
+    def compute(self, step: Any, arena: Arena | None, handed: Any, measured: bool) -> tuple[Tree, Any]:
+        """Return the host batch of a step, and what it took if it is ``measured``.
+
+        What was handed over is read instead of the source.
+        """
         waiting = getattr(self._pipeline.source, "waiting", None)
         if waiting is not None:
             waiting.clear()
             waiting.extend(handed)
         self._slots.arena = arena
-        return self._plan.compute(step, self._slots)
+        if not measured:
+            return self._plan.compute(step, self._slots), None
+        sheet = Sheet(probed=self._probes > 0)
+        self._probes -= 1
+        try:
+            return self._plan.compute(step, MeasuredSlots(self._slots, sheet)), sheet.packed()
+        finally:
+            sheet.end()
 
 
 def _asked(channel: Channel, leaf: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -126,7 +140,7 @@ def work(channel: Channel) -> None:
         problem = exc
     arenas: dict[int, npt.NDArray[np.uint8]] = {}
     while True:
-        (step, number, handed, dropped), descriptors = channel.receive()
+        (step, number, handed, dropped, measured), descriptors = channel.receive()
         for old in dropped:
             arenas.pop(old, None)
         _map(arenas, number, descriptors)
@@ -135,18 +149,19 @@ def work(channel: Channel) -> None:
             if problem is not None:
                 raise WorkerError(f"a worker could not take the pipeline over: {problem}") from problem
             step = pickle.loads(step)
-            tree = _computed(job, step, arena, handed, arenas.get(number) if number is not None else None)
+            memory = arenas.get(number) if number is not None else None
+            tree, took = _computed(job, step, arena, handed, memory, measured)
             left_out = job.left_out(step) if isinstance(job, PlannedWork) else []
         except BaseException as exc:
             channel.send(("failed", *_packed(exc)))
         else:
-            _deliver(channel, tree, arena, arenas, left_out)
-        tree = arena = None
+            _deliver(channel, tree, arena, arenas, (left_out, took))
+        tree = arena = memory = None
 
 
-def _computed(job: Any, step: Any, arena: Arena | None, handed: Any, memory: Any) -> Tree:
+def _computed(job: Any, step: Any, arena: Arena | None, handed: Any, memory: Any, measured: bool) -> tuple[Tree, Any]:
     if not isinstance(job, PlannedWork):
-        return job.compute(step)
+        return job.compute(step), None
     blocks = []
     for block in handed:
         if isinstance(block, Layout):
@@ -156,7 +171,7 @@ def _computed(job: Any, step: Any, arena: Arena | None, handed: Any, memory: Any
             blocks.append(tree)
         else:
             blocks.append(block)
-    return job.compute(step, arena, blocks)
+    return job.compute(step, arena, blocks, measured)
 
 
 def _end(layout: Layout) -> int:
@@ -165,7 +180,7 @@ def _end(layout: Layout) -> int:
 
 
 def _deliver(
-    channel: Channel, tree: Tree, arena: Arena | None, arenas: dict[int, Any], left_out: list[LeftOut]
+    channel: Channel, tree: Tree, arena: Arena | None, arenas: dict[int, Any], besides: tuple[list[LeftOut], Any]
 ) -> None:
     """Send where the batch lies; if it does not fit, ask for more room first."""
     layout = arena.layout(tree) if arena is not None else None
@@ -175,7 +190,7 @@ def _deliver(
         _map(arenas, number, descriptors)
         arena = Arena(arenas[number])
         layout = arena.layout(tree)
-    channel.send(("batch", layout, left_out))
+    channel.send(("batch", layout, *besides))
 
 
 def _map(arenas: dict[int, Any], number: int | None, descriptors: list[int]) -> None:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from batchkit import stages as st
 from batchkit import tree as tree_
 from batchkit.errors import BatchkitError, StageError
+from batchkit.metering import Sheet
 from batchkit.plan.ownership import owned, roots
 from batchkit.random import RowRandom, ScalarRandom
 from batchkit.schema import as_leaf
@@ -62,19 +63,19 @@ class Rows:
         return self.epochs if isinstance(self.epochs, int) else int(self.epochs[index])
 
 
-def call_rows(rows: Rows, calls: Sequence[Call], guard: Guard | None = None) -> Rows:
+def call_rows(rows: Rows, calls: Sequence[Call], guard: Guard | None = None, sheet: Sheet | None = None) -> Rows:
     """Apply row stages: column stages to whole columns for as long as no function needs rows.
 
     With a ``guard``, rows whose function fails are left out.
     """
     calls = list(calls)
     while rows.items is None and calls and isinstance(calls[0].stage, st.ColumnStage):
-        rows.columns = _apply(calls.pop(0), rows.columns, rows)
+        rows.columns = call_columns(rows.columns, rows, [calls.pop(0)], sheet)
     if calls:
         items = split_rows(rows.columns) if rows.items is None else rows.items
         if guard is not None:
-            return _called_one_by_one(items, rows, calls, guard)
-        rows.columns, rows.items = None, _called_rows(items, rows, calls)
+            return _called_one_by_one(items, rows, calls, guard, sheet)
+        rows.columns, rows.items = None, _called_rows(items, rows, calls, sheet)
     return rows
 
 
@@ -86,12 +87,12 @@ def chosen_rows(rows: Rows, places: list[int], items: list[Tree]) -> Rows:
     return Rows(rows.ids[places], epochs, items=items, surplus=rows.surplus)
 
 
-def _called_one_by_one(items: list[Tree], rows: Rows, calls: Sequence[Call], guard: Guard) -> Rows:
+def _called_one_by_one(items: list[Tree], rows: Rows, calls: Sequence[Call], guard: Guard, sheet: Sheet | None) -> Rows:
     places, done = [], []
     for place, item in enumerate(items):
         one = Rows(rows.ids[place : place + 1], rows.epoch_of(place))
         try:
-            done.append(_called_rows([item], one, calls)[0])
+            done.append(_called_rows([item], one, calls, sheet)[0])
         except StageError as exc:
             guard.note(int(one.ids[0]), rows.epoch_of(place), "a function", exc)
         else:
@@ -99,7 +100,7 @@ def _called_one_by_one(items: list[Tree], rows: Rows, calls: Sequence[Call], gua
     return chosen_rows(rows, places, done)
 
 
-def _called_rows(items: list[Tree], rows: Rows, calls: Sequence[Call]) -> list[Tree]:
+def _called_rows(items: list[Tree], rows: Rows, calls: Sequence[Call], sheet: Sheet | None) -> list[Tree]:
     """Take each row through all functions before the next one, so that few are in memory in between."""
     functions = [(call, call.function, isinstance(call.stage, st.RandomMap)) for call in calls]
     done: list[Tree] = []
@@ -112,6 +113,8 @@ def _called_rows(items: list[Tree], rows: Rows, calls: Sequence[Call]) -> list[T
                     item = function(item, ScalarRandom(call.key, rows.epoch_of(index), int(rows.ids[index])))
                 else:
                     item = function(item)
+                if sheet is not None:
+                    sheet.lap(call.number) if done else sheet.columns(call.number, item, len(items))
             done.append(item)
     except BatchkitError as exc:
         exc.args = (f"{call.where}: row {rows.ids[len(done)]}: {exc}",)
@@ -121,10 +124,12 @@ def _called_rows(items: list[Tree], rows: Rows, calls: Sequence[Call]) -> list[T
     return done
 
 
-def call_columns(columns: Tree, rows: Rows, calls: Sequence[Call]) -> Tree:
+def call_columns(columns: Tree, rows: Rows, calls: Sequence[Call], sheet: Sheet | None = None) -> Tree:
     """Apply batch stages to the columns of ``rows``."""
     for call in calls:
         columns = _apply(call, columns, rows)
+        if sheet is not None:
+            sheet.columns(call.number, columns)
     return columns
 
 

@@ -99,15 +99,15 @@ def _compile_indexed(pipeline: Pipeline, shard: tuple[int, int]) -> Plan:
                 batches = nodes.CalledBatches(batches, [calls[number]])
         elif isinstance(stage, st.OrderStage):
             if batches is None:
-                rows = nodes.OrderedRows(rows, stage, ordinal)
+                rows = nodes.OrderedRows(rows, stage, number, ordinal)
             else:
-                batches, reordered = nodes.OrderedBatches(batches, stage, ordinal), True
+                batches, reordered = nodes.OrderedBatches(batches, stage, number, ordinal), True
         elif isinstance(stage, st.Batch):
-            batches = cut = nodes.CutRows(rows, stage, _where(seen))
+            batches = cut = nodes.CutRows(rows, stage, number, _where(seen))
             seen, reordered = [], False
         elif isinstance(stage, st.Unbatch):
             assert cut is not None
-            rows, batches = nodes.UncutRows(batches, cut, reordered), None
+            rows, batches = nodes.UncutRows(batches, cut, number, reordered), None
         else:
             raise PipelineError(
                 f"stage {number} {stage.label} is of no kind that can be compiled: subclass ColumnStage"

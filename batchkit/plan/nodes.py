@@ -15,6 +15,7 @@ import numpy.typing as npt
 from batchkit import stages as st
 from batchkit import tree as tree_
 from batchkit.errors import BatchkitError, PipelineError, SchemaError, SourceError
+from batchkit.metering import SOURCE, Sheet
 from batchkit.plan.calls import Call, Rows, call_columns, call_rows, chosen_rows
 from batchkit.schema import LeafSpec
 from batchkit.skipping import Guard
@@ -46,6 +47,8 @@ class SlotPool(Protocol):
     """What nodes keep with the pool."""
     guard: Guard | None
     """What notes rows that are left out; ``None`` where a row that fails is an error."""
+    sheet: Sheet | None
+    """What measures the step; ``None`` for a step that is not measured."""
 
     def lessor(
         self, key: Any, dtype: np.dtype[Any], row_shape: tuple[int, ...], final: bool = False
@@ -63,9 +66,11 @@ class SlotPool(Protocol):
 
 
 class RowsNode(Protocol):
-    """Rows by position."""
+    """Rows by position. Every node but the source's has the one ``before`` it."""
 
     length: int | None
+    number: int
+    """The stage that it is, as the report counts them."""
 
     def read(self, positions: Positions, epochs: Epochs, slots: SlotPool) -> Rows:
         """Return the rows at ``positions`` (int64, or a range) of ``epochs`` (one for all, or one each)."""
@@ -80,6 +85,7 @@ class BatchesNode(Protocol):
     """Batches by number."""
 
     length: int | None
+    number: int
 
     def read(self, number: int, epoch: int, shard: tuple[int, int], slots: SlotPool) -> Rows:
         """Return rank ``shard[0]``'s rows of a batch, as columns."""
@@ -102,6 +108,7 @@ class _Memory(NamedTuple):
 class SourceRows:
     """The source itself. Gathers into slots; narrows meanwhile if it is the last to touch the rows."""
 
+    number = SOURCE
     BLOCK_BYTES = 1 << 18  # a scratch that stays in the second-level cache while it is narrowed
 
     def __init__(self, source: Any, final: bool, whole: bool) -> None:
@@ -122,10 +129,15 @@ class SourceRows:
         ids = np.arange(positions.start, positions.stop) if type(positions) is range else positions
         try:
             if self._by_row:
-                return self._read(Rows(ids, epochs), slots.guard)
-            if self._handed is not None:
-                return Rows(ids, epochs, self._handed(ids))
-            return Rows(ids, epochs, self._unflatten(self._gather(positions, ids, slots)))
+                rows = self._read(Rows(ids, epochs), slots.guard)
+            elif self._handed is not None:
+                rows = Rows(ids, epochs, self._handed(ids))
+            else:
+                rows = Rows(ids, epochs, self._unflatten(self._gather(positions, ids, slots)))
+            if slots.sheet is not None:
+                items = rows.items
+                slots.sheet.columns(SOURCE, items[0] if items else rows.columns, len(items) if items else 1)
+            return rows
         except BatchkitError:
             raise
         except Exception as exc:
@@ -225,17 +237,20 @@ class SourceRows:
 class OrderedRows:
     """Rows in another order, or fewer, or several times."""
 
-    def __init__(self, before: RowsNode, stage: st.OrderStage, ordinal: int) -> None:
+    def __init__(self, before: RowsNode, stage: st.OrderStage, number: int, ordinal: int) -> None:
         self.length = stage.length(before.length)
-        self._before = before
+        self.before, self.number = before, number
         self._locate: Locator = stage.locator(before.length, ordinal)
 
     def read(self, positions: Positions, epochs: Epochs, slots: SlotPool) -> Rows:
-        return self._before.read(*self._locate(positions, epochs), slots)
+        located = self._locate(positions, epochs)
+        if slots.sheet is not None:
+            slots.sheet.lap(self.number)
+        return self.before.read(*located, slots)
 
     def requests(self, positions: Positions, epochs: Epochs) -> Iterator[npt.NDArray[np.int64]]:
         """Yield what is asked of the source."""
-        return self._before.requests(*self._locate(positions, epochs))
+        return self.before.requests(*self._locate(positions, epochs))
 
 
 class CalledRows:
@@ -243,43 +258,47 @@ class CalledRows:
 
     def __init__(self, before: RowsNode, calls: Sequence[Call]) -> None:
         self.length = before.length
-        self._before, self._calls = before, tuple(calls)
+        self.before, self._calls, self.number = before, tuple(calls), calls[0].number
 
     def read(self, positions: Positions, epochs: Epochs, slots: SlotPool) -> Rows:
-        return call_rows(self._before.read(positions, epochs, slots), self._calls, slots.guard)
+        return call_rows(self.before.read(positions, epochs, slots), self._calls, slots.guard, slots.sheet)
 
     def requests(self, positions: Positions, epochs: Epochs) -> Iterator[npt.NDArray[np.int64]]:
         """Yield what is asked of the source."""
-        return self._before.requests(positions, epochs)
+        return self.before.requests(positions, epochs)
 
 
 class CutRows:
     """Rows cut into batches."""
 
-    def __init__(self, before: RowsNode, stage: st.Batch, after: str) -> None:
+    def __init__(self, before: RowsNode, stage: st.Batch, number: int, after: str) -> None:
         self.length = stage.batches(before.length)
+        self.number = number
         self.rows = before.length
         self.size = stage.size
         self.pads = stage.remainder == "pad"
         self.drops = stage.remainder == "drop"
         self.last = False
         """Whether nothing is done to the batch any more."""
-        self._before = before
+        self.before = before
         self._after = after
 
     def read(self, number: int, epoch: int, shard: tuple[int, int], slots: SlotPool) -> Rows:
         positions, padded, surplus = self._cut(number, shard)
-        rows = self._before.read(positions, epoch, slots)
+        rows = self.before.read(positions, epoch, slots)
         if rows.items is not None:
             rows = Rows(rows.ids, rows.epochs, stack_rows(rows.items, rows.ids, self._after, self._lease(slots)))
         if self.pads:
-            return pad_columns(none_of(rows) if surplus else rows, padded)
-        rows.surplus = surplus
+            rows = pad_columns(none_of(rows) if surplus else rows, padded)
+        else:
+            rows.surplus = surplus
+        if slots.sheet is not None:
+            slots.sheet.columns(self.number, rows.columns)
         return rows
 
     def requests(self, number: int, epoch: int, shard: tuple[int, int]) -> Iterator[npt.NDArray[np.int64]]:
         """Yield what is asked of the source."""
-        return self._before.requests(self._cut(number, shard)[0], epoch)
+        return self.before.requests(self._cut(number, shard)[0], epoch)
 
     def _cut(self, number: int, shard: tuple[int, int]) -> tuple[range, int, bool]:
         """Return the positions of a rank's rows, how many rows it has with padding, and whether it has none.
@@ -304,17 +323,17 @@ class CutRows:
 class OrderedBatches:
     """Batches in another order, or fewer, or several times."""
 
-    def __init__(self, before: BatchesNode, stage: st.OrderStage, ordinal: int) -> None:
+    def __init__(self, before: BatchesNode, stage: st.OrderStage, number: int, ordinal: int) -> None:
         self.length = stage.length(before.length)
-        self._before = before
+        self.before, self.number = before, number
         self._locate: Locator = stage.locator(before.length, ordinal)
 
     def read(self, number: int, epoch: int, shard: tuple[int, int], slots: SlotPool) -> Rows:
-        return self._before.read(*self._located(number, epoch), shard, slots)
+        return self.before.read(*self._located(number, epoch), shard, slots)
 
     def requests(self, number: int, epoch: int, shard: tuple[int, int]) -> Iterator[npt.NDArray[np.int64]]:
         """Yield what is asked of the source."""
-        return self._before.requests(*self._located(number, epoch), shard)
+        return self.before.requests(*self._located(number, epoch), shard)
 
     def _located(self, number: int, epoch: int) -> tuple[int, int]:
         numbers, epochs = self._locate(range(number, number + 1), epoch)
@@ -326,23 +345,23 @@ class CalledBatches:
 
     def __init__(self, before: BatchesNode, calls: Sequence[Call]) -> None:
         self.length = before.length
-        self._before, self._calls = before, tuple(calls)
+        self.before, self._calls, self.number = before, tuple(calls), calls[0].number
 
     def read(self, number: int, epoch: int, shard: tuple[int, int], slots: SlotPool) -> Rows:
-        rows = self._before.read(number, epoch, shard, slots)
-        rows.columns = call_columns(rows.columns, rows, self._calls)
+        rows = self.before.read(number, epoch, shard, slots)
+        rows.columns = call_columns(rows.columns, rows, self._calls, slots.sheet)
         return rows
 
     def requests(self, number: int, epoch: int, shard: tuple[int, int]) -> Iterator[npt.NDArray[np.int64]]:
         """Yield what is asked of the source."""
-        return self._before.requests(number, epoch, shard)
+        return self.before.requests(number, epoch, shard)
 
 
 class UncutRows:
     """Batches taken apart into rows: each batch that a row is asked of is computed whole."""
 
-    def __init__(self, before: BatchesNode, cut: CutRows, reordered: bool) -> None:
-        self._before, self._size = before, cut.size
+    def __init__(self, before: BatchesNode, cut: CutRows, number: int, reordered: bool) -> None:
+        self.before, self._size, self.number = before, cut.size, number
         whole = cut.pads or cut.drops or cut.rows is None or cut.rows % cut.size == 0
         if not whole and reordered:
             raise PipelineError(
@@ -359,7 +378,7 @@ class UncutRows:
         parts: list[tuple[npt.NDArray[np.intp], Rows]] = []
         for epoch, number in wanted:
             chosen = np.nonzero((which == number) & (per_row == epoch))[0]
-            parts.append((chosen, self._before.read(number, epoch, (0, 1), slots)))
+            parts.append((chosen, self.before.read(number, epoch, (0, 1), slots)))
         ids, inner = np.empty(len(numbers), np.int64), np.empty(len(numbers), np.int64)
         items: list[Tree] = [None] * len(numbers)
         for chosen, rows in parts:
@@ -367,12 +386,15 @@ class UncutRows:
             inner[chosen] = rows.epochs if isinstance(rows.epochs, int) else rows.epochs[offsets[chosen]]
         if not parts:
             return Rows(ids, inner, items=items)
-        return Rows(ids, inner, columns=_picked(parts, offsets, len(numbers)))
+        columns = _picked(parts, offsets, len(numbers))
+        if slots.sheet is not None:
+            slots.sheet.columns(self.number, columns)
+        return Rows(ids, inner, columns=columns)
 
     def requests(self, positions: Positions, epochs: Epochs) -> Iterator[npt.NDArray[np.int64]]:
         """Yield what is asked of the source."""
         for epoch, number in self._wanted(positions, epochs)[3]:
-            yield from self._before.requests(number, epoch, (0, 1))
+            yield from self.before.requests(number, epoch, (0, 1))
 
     def _wanted(self, positions: Positions, epochs: Epochs) -> tuple[Any, Any, Any, list[tuple[int, int]]]:
         """Return the positions, the batch and the epoch of each, and each (epoch, batch) once."""

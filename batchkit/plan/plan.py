@@ -15,6 +15,7 @@ import numpy.typing as npt
 from batchkit import stages as st
 from batchkit import tree as tree_
 from batchkit.errors import BatchkitError, PipelineError, SchemaError
+from batchkit.metering import HOST_COPY
 from batchkit.pipeline import Pipeline
 from batchkit.plan import nodes, streams
 from batchkit.plan.calls import Call, Rows, call_columns, call_rows
@@ -38,7 +39,7 @@ class FreshMemory:
 
     def __init__(self) -> None:
         self.prepared: dict[Any, Any] = {}
-        self.guard = None
+        self.guard = self.sheet = None
 
     def lessor(
         self, key: Any, dtype: np.dtype[Any], row_shape: tuple[int, ...], final: bool = False
@@ -137,7 +138,9 @@ class Plan:
                 rows = self._finished(step, slots)
             if self.direct and not rows.surplus:
                 return rows.columns
-            tree = self._ready(rows, slots)
+            tree = self.ready(rows, slots)
+            if slots.sheet is not None:
+                slots.sheet.lap(HOST_COPY)
             if guard is not None:
                 guard.end((step.epoch, step.number))
             return tree
@@ -159,16 +162,25 @@ class Plan:
         row_calls, batch_calls = self.late_calls
         surplus = rows.surplus
         if rows.items is not None:
-            rows = call_rows(rows, row_calls, slots.guard)
+            rows = call_rows(rows, row_calls, slots.guard, slots.sheet)
             rows = Rows(rows.ids, rows.epochs, columns=stack_rows(rows.items or [], rows.ids, self.after, slots.column))
             if self.pads_to is not None:
                 rows = nodes.pad_columns(nodes.none_of(rows) if surplus else rows, self.pads_to)
                 surplus = False
+            if slots.sheet is not None:
+                slots.sheet.columns(self.last_batch, rows.columns)
         elif self.shard != (0, 1):
             rows, surplus = self._rank_slice(rows)
-        rows.columns = call_columns(rows.columns, rows, batch_calls)
+        rows.columns = call_columns(rows.columns, rows, batch_calls, slots.sheet)
         rows.surplus = surplus
         return rows
+
+    @functools.cached_property
+    def last_batch(self) -> int:
+        """The number of the last stage that cuts batches."""
+        return max(
+            (number for number, stage in enumerate(self.pipeline.stages) if isinstance(stage, st.Batch)), default=0
+        )
 
     def _rank_slice(self, rows: Rows) -> tuple[Rows, bool]:
         rank, world = self.shard
@@ -181,7 +193,8 @@ class Plan:
         columns = tree_.map_leaves(lambda leaf: leaf[low:high], rows.columns)
         return Rows(rows.ids[low:high], epochs, columns=columns), surplus
 
-    def _ready(self, rows: Rows, slots: Any) -> Tree:
+    def ready(self, rows: Rows, slots: Any) -> Tree:
+        """Return the columns of a finished batch as the backend wants them."""
         leaves, treedef = tree_.flatten(rows.columns)
         if rows.surplus:
             leaves = [leaf[:0] for leaf in leaves]

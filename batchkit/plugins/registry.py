@@ -195,9 +195,14 @@ def _built_in(kind: str) -> Mapping[str, Any]:
     if kind == "backends":
         return {"numpy": NumpyBackend}
     if kind == "executors":
-        from batchkit.executors import InlineExecutor, ThreadExecutor
+        from batchkit.executors import AutoExecutor, InlineExecutor, ThreadExecutor
 
-        return {"inline": InlineExecutor, "processes": _processes, "threads": ThreadExecutor}
+        return {
+            "auto": AutoExecutor,
+            "inline": InlineExecutor,
+            "processes": _processes,
+            "threads": ThreadExecutor,
+        }
     if kind == "sources":
         from batchkit.sources import SOURCES
 

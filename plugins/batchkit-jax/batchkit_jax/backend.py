@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batchkit import tree as tree_
-from batchkit.backends import aligned_empty
+from batchkit.backends import Putter, aligned_empty
 from batchkit.tree import Tree
 from batchkit_jax import devices, dtypes
 from batchkit_jax.dataset import JaxDataset
@@ -63,6 +63,10 @@ class JaxBackend:
             if column.dtype.itemsize >= 8:
                 dtypes.refuse_wide(column.dtype, tree_.paths(nesting)[number])
         return tree_.unflatten(nesting, place(columns, nesting, device))
+
+    def stager(self, device: devices.Target, wanted: bool) -> Putter | None:
+        """Return what puts batches on ``device`` ahead of the caller; on the CPU only if it is ``wanted``."""
+        return Putter(self, device) if wanted or devices.has_own_memory(device) else None
 
     def as_dataset(self, loader: Any) -> JaxDataset:
         """Return a data set whose every iteration is the next epoch of ``loader``."""

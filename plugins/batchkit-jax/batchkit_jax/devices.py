@@ -9,7 +9,7 @@ from jax.sharding import Sharding
 
 from batchkit.errors import BackendError
 
-__all__ = ["Target", "resolve"]
+__all__ = ["Target", "has_own_memory", "resolve"]
 
 Target: TypeAlias = "jax.Device | Sharding | None"
 """Where a batch goes; ``None`` is JAX's default device, with nothing committed to it."""
@@ -47,6 +47,14 @@ def resolve(device: Any) -> Target:
         f"backend 'jax' has no device {device!r}; there is {_present()}. "
         "Use one of these, a jax.Device or a jax.sharding.Sharding, or leave device= out"
     )
+
+
+def has_own_memory(device: Target) -> bool:
+    """Return whether arrays there are copies, rather than the host's own memory."""
+    if device is None:
+        return jax.default_backend() != "cpu"
+    on: Any = device.device_set if isinstance(device, Sharding) else (device,)
+    return any(one.platform != "cpu" for one in on)
 
 
 def _devices_of(platform: str) -> list[jax.Device]:

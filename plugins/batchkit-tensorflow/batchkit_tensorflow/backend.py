@@ -9,7 +9,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from batchkit import tree as tree_
-from batchkit.backends import aligned_empty
+from batchkit.backends import Putter, aligned_empty
 from batchkit.tree import Tree
 from batchkit_tensorflow import devices, dtypes
 from batchkit_tensorflow.dataset import dataset_of
@@ -64,6 +64,10 @@ class TensorFlowBackend:
             with tf.device(device):
                 tensors = [one if one.dtype == tf.string else tf.identity(one) for one in tensors]
         return tree_.unflatten(nesting, tensors)
+
+    def stager(self, device: str, wanted: bool) -> Putter | None:
+        """Return what puts batches on ``device`` ahead of the caller; on the CPU only if it is ``wanted``."""
+        return Putter(self, device) if wanted or device != devices.CPU else None
 
     def as_dataset(self, loader: Any) -> tf.data.Dataset:
         """Return a ``tf.data.Dataset`` of the batches of ``loader``, with their exact shapes and dtypes."""

@@ -13,10 +13,10 @@ from batchkit.backends import aligned_empty
 from batchkit.tree import Tree
 from batchkit_torch import devices, dtypes
 from batchkit_torch.dataset import TorchDataset
+from batchkit_torch.hosting import tensor_of
+from batchkit_torch.staging import StreamStager
 
 __all__ = ["TorchBackend"]
-
-_ALIAS = torch.from_numpy
 
 
 class TorchBackend:
@@ -68,15 +68,19 @@ class TorchBackend:
         if on_host and type(batch) is dict:
             # One call a leaf: several times faster than a walk over the nesting.
             try:
-                return {name: _tensor(column) for name, column in batch.items()}
+                return {name: tensor_of(column) for name, column in batch.items()}
             except AttributeError:
                 pass  # A leaf with leaves of its own.
         leaves, nesting = tree_.flatten(batch)
-        tensors = [_tensor(leaf) for leaf in leaves]
+        tensors = [tensor_of(leaf) for leaf in leaves]
         if not on_host:
             # Blocking: the core may fill the host memory anew as soon as nothing refers to it.
             tensors = [tensor.to(device) for tensor in tensors]
         return tree_.unflatten(nesting, tensors)
+
+    def stager(self, device: torch.device, wanted: bool) -> StreamStager | None:
+        """Return what copies batches ahead of the caller, on a stream of its own; on the CPU only if ``wanted``."""
+        return StreamStager(device) if wanted or device.type in ("cuda", "xpu") else None
 
     def as_dataset(self, loader: Any) -> TorchDataset:
         """Return a ``torch.utils.data.IterableDataset`` of the batches of ``loader``."""
@@ -84,14 +88,3 @@ class TorchBackend:
         # A batch that a worker makes on the CPU must be one that the loader's device can take.
         host._narrows_for = self._device.type
         return TorchDataset(loader, host)
-
-
-def _tensor(column: npt.NDArray[Any]) -> torch.Tensor:
-    """Return a tensor that shares the memory of ``column``."""
-    if not column.flags.writeable:
-        column = column.copy()
-    dtype = column.dtype
-    if dtype.num in dtypes.TAKEN:
-        return _ALIAS(column)
-    bits, wanted = dtypes.reinterpreted(dtype.name)
-    return _ALIAS(column.view(bits)).view(wanted)

@@ -258,6 +258,7 @@ def test_page_locked_memory_is_as_asked_for(backend: TorchBackend, monkeypatch: 
     assert backend.allocate((0, 5), np.dtype("int16")).shape == (0, 5)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_gets_the_same_bits_from_page_locked_memory(backend: TorchBackend) -> None:
     device = backend.device("cuda")

@@ -1,0 +1,369 @@
+"""What each stage of a step takes: wall time, time on a core, bytes, and whether it holds the GIL.
+
+A cheap step is not measured every time: how often is chosen so that measuring costs about one
+per cent, and a measured step stands for those in between.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from batchkit import tree as tree_
+from batchkit.tree import Tree
+
+__all__ = [
+    "HOST_COPY",
+    "PROBED",
+    "PUT",
+    "SOURCE",
+    "STAGED",
+    "TRANSPORT",
+    "Event",
+    "MeasuredSlots",
+    "Meter",
+    "Sheet",
+    "StageFigures",
+]
+
+SOURCE = -1
+"""The stage number under which the source is measured; stages of the pipeline have their own."""
+HOST_COPY = 10_000
+"""Copying what is not yet in the dtype and the memory that the backend wants."""
+TRANSPORT = 10_001
+"""The way to a worker process and back."""
+STAGED = 10_002
+"""The backend's copying to its device, ahead of the caller."""
+PUT = 10_003
+"""The backend's hand-over to the caller."""
+
+_SHEET_SECONDS, _LAP_SECONDS = 10e-6, 1e-6  # what it costs to measure a step, and each of its laps
+_COST = 0.005  # the share of a step that measuring it may take
+_RAREST = 128  # a step in so many is measured, however cheap they are
+PROBED = 3  # steps during which the GIL is watched
+_EVENTS = 20_000  # the latest that a trace shows
+
+_NAP = 100e-6
+_LATE = 250e-6  # a nap of the probe that nobody keeps from going on takes less
+
+
+class Event(NamedTuple):
+    """One box of a trace: what was done, when (seconds of ``time.perf_counter``), and by which thread."""
+
+    name: str | int
+    start: float
+    seconds: float
+    process: int
+    thread: int
+    step: tuple[int, int] | None = None
+
+
+class StageFigures:
+    """What one stage took, over the steps that were measured, each weighed by the steps that it stands for."""
+
+    __slots__ = ("alone", "bytes", "calls", "cpu", "held", "seconds", "watched")
+
+    def __init__(self) -> None:
+        self.calls = self.seconds = self.cpu = self.bytes = 0.0
+        self.watched = 0.0
+        """Seconds during which the GIL was watched."""
+        self.held = 0.0
+        """Seconds of these during which no other thread could have run Python."""
+        self.alone = 0.0
+        """Seconds of these that it spent on a core."""
+
+    @property
+    def cpu_share(self) -> float:
+        """The share of its time that it spends on a core: while it was computed alone, if that was long enough."""
+        if self.watched > 4 * _LATE:
+            return self.alone / self.watched
+        return self.cpu / self.seconds if self.seconds else 1.0
+
+    @property
+    def gil_share(self) -> float | None:
+        """The share of its time during which the stage holds the GIL; ``None`` where it was too short to tell."""
+        return min(self.held / self.watched, 1.0) if self.watched > 4 * _LATE else None
+
+
+class Sheet:
+    """What one step takes, stage by stage: time goes to the stage that calls :meth:`lap` at its end."""
+
+    __slots__ = (
+        "_cpu",
+        "_wall",
+        "began",
+        "doubtful",
+        "held",
+        "laps",
+        "probe",
+        "process",
+        "stages",
+        "step",
+        "thread",
+        "weight",
+    )
+
+    def __init__(self, weight: int = 1, probed: bool = False) -> None:
+        self.stages: dict[int, list[float]] = {}  # calls, seconds, seconds on a core, bytes
+        self.laps = 0
+        self.weight = weight
+        """How many steps this one stands for: itself, and those before it that were not measured."""
+        self.probe = _Probe() if probed else None
+        self.held: dict[int, tuple[float, float, float]] = {}
+        self.doubtful = False
+        """Whether another step was computed while the GIL was watched."""
+        self.step: tuple[int, int] | None = None
+        self.process, self.thread = os.getpid(), threading.get_ident()
+        self._cpu = time.thread_time()
+        self.began = self._wall = time.perf_counter()
+
+    def lap(self, stage: int, calls: int = 1, nbytes: int = 0) -> None:
+        """Count what was done since the last lap as work of ``stage``."""
+        wall, cpu = time.perf_counter(), time.thread_time()
+        self.laps += 1
+        if self.probe is not None:
+            self.probe.intervals.append((stage, self._wall, wall, cpu - self._cpu))
+        figures = self.stages.get(stage)
+        if figures is None:
+            self.stages[stage] = [calls, wall - self._wall, cpu - self._cpu, nbytes]
+        else:
+            figures[0] += calls
+            figures[1] += wall - self._wall
+            figures[2] += cpu - self._cpu
+            figures[3] += nbytes
+        self._wall, self._cpu = wall, cpu
+
+    def restart(self) -> None:
+        """Count what was done since the last lap as nobody's work."""
+        self._wall, self._cpu = time.perf_counter(), time.thread_time()
+
+    def columns(self, stage: int, columns: Tree, times: int = 1) -> None:
+        """The same, with the bytes of the columns that the stage has made, or of ``times`` rows that are like this."""
+        self.lap(stage, 1, _size(columns) * times)
+
+    @property
+    def seconds(self) -> float:
+        """From the beginning to the last lap."""
+        return self._wall - self.began
+
+    def end(self) -> None:
+        """End the watch over the GIL, if there is one."""
+        if self.probe is not None:
+            self.held, self.probe = self.probe.shares(), None
+
+    def packed(self) -> tuple[Any, ...]:
+        """Return the figures as a worker process sends them."""
+        self.end()
+        return self.stages, self.laps, self.held, self.process, self.thread
+
+    def include(self, packed: tuple[Any, ...], first: bool) -> None:
+        """Add what a worker process has sent, and count the rest of the time since the last lap as its transport.
+
+        Of a worker's ``first`` step the rest is not counted: it is the worker's getting ready.
+        """
+        stages, laps, self.held, self.process, self.thread = packed
+        if first:
+            self.restart()
+        else:
+            self.lap(TRANSPORT)
+            self.stages[TRANSPORT][1] -= sum(figures[1] for figures in stages.values())
+        for stage, figures in stages.items():
+            mine = self.stages.setdefault(stage, [0.0, 0.0, 0.0, 0.0])
+            for index, figure in enumerate(figures):
+                mine[index] += figure
+        self.laps += laps
+
+
+class Meter:
+    """Decides which steps are measured, and adds up what they took. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self.stages: dict[int, StageFigures] = {}
+        self.steps = 0.0
+        """How many steps the figures stand for."""
+        self.pulls = 0
+        """How many steps a generator's rows were pulled for."""
+        self.events: deque[Event] = deque(maxlen=_EVENTS)
+        self._waiting = self._asked = 0
+        self._lock = threading.Lock()
+        self.due = 1
+        """In how many steps the next one is measured; two threads that count down at once do no harm."""
+        self._period = self._since = 1
+        self._open = 0
+        self._probes = PROBED
+        self._watched: Sheet | None = None
+
+    def sheet(self, elsewhere: bool = False) -> Sheet | None:
+        """Return what a step is to be measured with, or ``None`` for a step that is not measured.
+
+        A step that is computed ``elsewhere`` says nothing of the GIL here.
+        """
+        self.due -= 1
+        return None if self.due > 0 else self.open(elsewhere)
+
+    def open(self, elsewhere: bool = False) -> Sheet:
+        """Return what a step is measured with that is due."""
+        weight, self.due, self._since = self._since, self._period, self._period
+        with self._lock:
+            if self._watched is not None:  # whether it is that step or this one that holds the GIL cannot be told
+                self._watched.doubtful = True
+            probed = self._open == 0 and not elsewhere and self._probes > 0
+            self._open += 1
+            self._probes -= probed
+            sheet = Sheet(weight, probed)
+            if probed:
+                self._watched = sheet
+        return sheet
+
+    def add(self, sheet: Sheet) -> None:
+        """Add up what a step took."""
+        sheet.end()
+        cost = _SHEET_SECONDS + sheet.laps * _LAP_SECONDS
+        with self._lock:
+            self._close(sheet)
+            self._period = min(max(int(cost / (_COST * max(sheet.seconds, 1e-9))), 1), _RAREST)
+            self.steps += sheet.weight
+            for stage, figures in sheet.stages.items():
+                self._add(stage, figures, sheet.weight)
+            for stage, (watched, held, cpu) in () if sheet.doubtful else sheet.held.items():
+                mine = self.stages.setdefault(stage, StageFigures())
+                mine.watched += watched
+                mine.held += held
+                mine.alone += cpu
+        self._trace(sheet)
+
+    def drop(self, sheet: Sheet) -> None:
+        """Forget a step that failed."""
+        sheet.end()
+        with self._lock:
+            self._close(sheet)
+
+    def _close(self, sheet: Sheet) -> None:
+        self._open -= 1
+        if self._watched is sheet:
+            self._watched = None
+
+    def pulled(self, steps: Iterator[Any]) -> Iterator[Any]:
+        """Return the same steps; what a generator takes to yield them is counted as the source's."""
+        try:
+            while True:
+                began, cpu = time.perf_counter(), time.thread_time()
+                try:
+                    step = next(steps)
+                except StopIteration:
+                    return
+                seconds, on_core = time.perf_counter() - began, time.thread_time() - cpu
+                with self._lock:
+                    self.pulls += 1
+                    self._add(SOURCE, [1.0, seconds, on_core, 0.0], 1)
+                self.events.append(_event(SOURCE, began, seconds))
+                yield step
+        finally:
+            close = getattr(steps, "close", None)
+            if close is not None:
+                close()
+
+    @property
+    def gil_share(self) -> float | None:
+        """The share of the time of all stages during which the GIL is held; ``None`` if that is not known."""
+        with self._lock:
+            watched = sum(figures.watched for figures in self.stages.values())
+            held = sum(figures.held for figures in self.stages.values())
+        return min(held / watched, 1.0) if watched > 4 * _LATE else None
+
+    def queued(self, waiting: int) -> None:
+        """Note how many finished batches were waiting when the caller asked for one."""
+        self._waiting += waiting
+        self._asked += 1
+
+    @property
+    def occupancy(self) -> float | None:
+        """How many finished batches were waiting on average; ``None`` where nothing is computed ahead."""
+        return self._waiting / self._asked if self._asked else None
+
+    def staged(self, began: float, ended: float) -> None:
+        """Count a batch that was put on the device ahead of the caller."""
+        with self._lock:
+            self._add(STAGED, [1.0, ended - began, ended - began, 0.0], 1)
+        self.events.append(_event(STAGED, began, ended - began))
+
+    def delivered(self, asked: float, came: float, given: float, weight: int) -> None:
+        """Count a batch, standing for ``weight``, that was asked for, came, and was given to the caller."""
+        with self._lock:
+            self._add(PUT, [1.0, given - came, given - came, 0.0], weight)
+        self.events.append(_event("wait", asked, came - asked))
+
+    def _add(self, stage: int, figures: list[float], weight: float) -> None:
+        mine = self.stages.get(stage)
+        if mine is None:
+            mine = self.stages[stage] = StageFigures()
+        mine.calls += figures[0] * weight
+        mine.seconds += figures[1] * weight
+        mine.cpu += figures[2] * weight
+        mine.bytes += figures[3] * weight
+
+    def _trace(self, sheet: Sheet) -> None:
+        """Draw the stages one behind the other, also functions through which rows go in turn."""
+        at = sheet.began
+        for stage, figures in sheet.stages.items():
+            self.events.append(Event(stage, at, figures[1], sheet.process, sheet.thread, sheet.step))
+            at += figures[1]
+
+
+class MeasuredSlots:
+    """The slots of a step that is measured."""
+
+    def __init__(self, slots: Any, sheet: Sheet) -> None:
+        self.sheet = sheet
+        self.prepared, self.guard = slots.prepared, slots.guard
+        self.lessor, self.column, self.ready = slots.lessor, slots.column, slots.ready
+        self.host_dtype, self.narrow_into = slots.host_dtype, slots.narrow_into
+
+
+def _event(name: str | int, start: float, seconds: float) -> Event:
+    return Event(name, start, seconds, os.getpid(), threading.get_ident())
+
+
+class _Probe:
+    """A thread that naps again and again: how late it wakes says whether the GIL could be had."""
+
+    def __init__(self) -> None:
+        self.intervals: list[tuple[int, float, float, float]] = []
+        self._wakes = [time.perf_counter()]
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="batchkit-probe", daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._over.wait(_NAP):
+            self._wakes.append(time.perf_counter())
+
+    def shares(self) -> dict[int, tuple[float, float, float]]:
+        """End the watch; return for each stage how long it was watched, held the GIL, and was on a core."""
+        self._over.set()
+        self._thread.join()
+        wakes = [*self._wakes, time.perf_counter()]
+        shares: dict[int, list[float]] = {}
+        place = 0
+        for stage, start, end, cpu in self.intervals:
+            share = shares.setdefault(stage, [0.0, 0.0, 0.0])
+            share[0] += end - start
+            share[2] += cpu
+            while place + 1 < len(wakes) and wakes[place + 1] <= start:
+                place += 1
+            at = place
+            while at + 1 < len(wakes) and wakes[at] < end:
+                whole = wakes[at + 1] - wakes[at]
+                late = max(whole - _LATE, 0.0) / whole
+                share[1] += late * (min(end, wakes[at + 1]) - max(start, wakes[at]))
+                at += 1
+        return {stage: (watched, held, cpu) for stage, (watched, held, cpu) in shares.items()}
+
+
+def _size(tree: Tree) -> int:
+    """Return the bytes of all leaves; 0 for a leaf that is no array."""
+    return sum(getattr(leaf, "nbytes", 0) for leaf in tree_.flatten(tree)[0])
