@@ -84,6 +84,7 @@ bench: $(INSTALLED_PEERS)
 	@$(BIN)/python benchmarks/techniques.py $(ARGS)
 	@$(BIN)/python benchmarks/engine.py $(ARGS)
 	@$(BIN)/python benchmarks/transforms.py $(ARGS)
+	@$(BIN)/python benchmarks/autotune.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(WHEELS) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache examples/digits/data examples/digits/out

@@ -1,7 +1,7 @@
 """Measure the engine: threads, worker processes, the first batch, and memory that stays flat.
 
 Every line is a ratio against a named peer, or a bound, measured in this one run. A target that
-is missed is printed as missed. Writes ``results/engine.json``.
+is missed is printed as missed. Writes ``results/engine.json`` and ``.png``.
 """
 
 from __future__ import annotations
@@ -15,38 +15,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 import batchkit as bk
 from batchkit.bench import Contender, machine, ratio, take_turns
+from lines import Line, records, table
+from pictures import Targets, draw
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("batchkit-core", "numpy", "torch", "tensorflow-cpu", "grain")
 LARGE = (256, 3, 224, 224)  # 154 MB of float32
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line of the table: what was measured, and what was asked for."""
-
-    work: str
-    reference: str
-    measured: float
-    target: float
-    unit: str = "x"
-    at_most: bool = False
-
-    @property
-    def met(self) -> bool:
-        """Whether the target is reached."""
-        return self.measured <= self.target if self.at_most else self.measured >= self.target
 
 
 def gather(rounds: int) -> list[Line]:
@@ -210,7 +193,7 @@ def memory(steps: int) -> list[Line]:
 
 
 def main() -> None:
-    """Measure, show and write."""
+    """Measure, show, write and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=100_000, help="batches of the memory test")
@@ -230,21 +213,13 @@ def main() -> None:
     for part in parts:
         lines += part()
         console.print(f"measured: {lines[-1].work}")
-    table = Table(title="The engine")
-    for heading in ("work", "against"):
-        table.add_column(heading)
-    for heading in ("target", "measured", ""):
-        table.add_column(heading, justify="right")
-    for line in lines:
-        bound = "at most " if line.at_most else ""
-        met = "met" if line.met else "[bold red]MISSED[/]"
-        table.add_row(
-            line.work, line.reference, f"{bound}{line.target:g} {line.unit}", f"{line.measured:.2f} {line.unit}", met
-        )
-    console.print(table)
+    console.print(table("The engine", lines))
     options.results.mkdir(parents=True, exist_ok=True)
-    record = {"machine": machine(PACKAGES), "lines": [{**asdict(line), "met": line.met} for line in lines]}
-    (options.results / "engine.json").write_text(json.dumps(record, indent=2) + "\n")
+    record = {"machine": machine(PACKAGES), "lines": records(lines)}
+    path = options.results / "engine.json"
+    path.write_text(json.dumps(record, indent=2) + "\n")
+    draw(path.with_suffix(".png"), Targets("The engine against its targets", lines))
+    console.print(f"written: {path} and {path.stem}.png")
 
 
 if __name__ == "__main__":

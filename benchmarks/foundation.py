@@ -23,6 +23,7 @@ from rich.table import Table
 import batchkit as bk
 from batchkit.bench import Contender, Timing, machine, ratio, take_turns
 from peers import Workload, grain_peers, numpy_loops, tensorflow_peers, torch_peers
+from pictures import Rates, bars_of, draw
 
 RESULTS = Path(__file__).parent / "results"
 PLAIN = "plain loop"
@@ -161,32 +162,11 @@ def show(
     console.print(table)
 
 
-def draw(timings: dict[str, Timing], work: Workload, path: Path) -> None:
-    """Draw the rows per second of everybody, on a logarithmic axis."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    names = sorted(timings, key=lambda name: timings[name].median)
-    speeds = [len(work.x) / timings[name].median for name in names]
-    colours = ["#00798c" if name.startswith("batchkit") else "#8d99ae" for name in names]
-    figure, axes = plt.subplots(figsize=(9, 0.36 * len(names) + 1.2), layout="constrained")
-    low = [speed - len(work.x) / timings[name].spread[1] for name, speed in zip(names, speeds, strict=True)]
-    high = [len(work.x) / timings[name].spread[0] - speed for name, speed in zip(names, speeds, strict=True)]
-    axes.barh(names, speeds, color=colours, xerr=(low, high), error_kw={"lw": 1, "alpha": 0.6})
-    for place, (name, speed) in enumerate(zip(names, speeds, strict=True)):
-        edge = len(work.x) / timings[name].spread[0]
-        note = f"{speed / 1e6:.2f} M/s, {ratio(timings, name, PLAIN):.3g}x"
-        axes.text(edge * 1.12, place, note, va="center", fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xscale("log")
-    axes.set_xlim(min(speeds) / 2, max(speeds) * 6)
-    axes.set(xlabel="rows per second; whiskers: slowest and fastest round; x: times the plain loop")
-    axes.set_title(f"{len(work.x):,} rows of 64 float32 and a label, batches of {work.size}, shuffled", fontsize=11)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+def picture(timings: dict[str, Timing], work: Workload, path: Path) -> None:
+    """Draw the rows per second of everybody."""
+    notes = {name: f"{ratio(timings, name, PLAIN):.3g}x" for name in timings}
+    title = f"{len(work.x):,} rows of 64 float32 and a label, batches of {work.size}, shuffled"
+    draw(path, Rates(title, bars_of(timings, len(work.x), notes), "times the plain loop"))
 
 
 def write(timings: dict[str, Timing], verdicts: list[dict[str, Any]], work: Workload, own: float, path: Path) -> None:
@@ -229,7 +209,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     show(console, timings, verdicts, work, own)
     options.results.mkdir(parents=True, exist_ok=True)
     write(timings, verdicts, work, own, options.results / "foundation.json")
-    draw(timings, work, options.results / "foundation.png")
+    picture(timings, work, options.results / "foundation.png")
     console.print(f"written: {options.results / 'foundation.json'} and foundation.png")
 
 
