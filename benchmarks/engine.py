@@ -7,6 +7,7 @@ is missed is printed as missed. Writes ``results/engine.json`` and ``.png``.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import statistics
@@ -41,6 +42,50 @@ def gather(rounds: int) -> list[Line]:
     contenders = [Contender(name, lambda loader=loader: loader) for name, loader in loaders.items()]  # type: ignore[misc]
     timings = take_turns(contenders, rounds)
     return [Line("in-memory gather, threads", "inline", ratio(timings, "threads", "inline"), 0.95)]
+
+
+def figures(rounds: int) -> list[Line]:
+    """What it costs to measure every stage, where a step is only a gather."""
+    rng = np.random.default_rng(0)
+    data = {"x": rng.standard_normal((200_000, 64), dtype=np.float32), "y": rng.integers(0, 10, 200_000)}
+    pipe = bk.from_arrays(data).shuffle(0).batch(256)
+    measured, bare = bk.Loader(pipe, executor="inline"), bk.Loader(pipe, executor="inline")
+    # What there would be if nothing was ever measured.
+    bare._work.compute = functools.partial(bare.plan.compute, slots=bare._slots)
+    contenders = [Contender("measured", lambda: measured), Contender("bare", lambda: bare)]
+    timings = take_turns(contenders, 3 * rounds)
+    return [Line("in-memory gather, with figures by stage", "without", ratio(timings, "measured", "bare"), 0.98)]
+
+
+def heavy(batch: Any) -> Any:
+    """Compute for some milliseconds without the GIL."""
+    x = batch["x"]
+    for _ in range(6):
+        x = np.sqrt(x * x + 1.0)
+    return {"x": x.astype(np.float32)}
+
+
+def overlap(rounds: int) -> list[Line]:
+    """A caller that computes for as long as a batch takes to load, with batches put on the device ahead."""
+    pipe = bk.from_arrays({"x": np.ones((64, 400_000), np.float32)}).repeat(20).batch(2).map(heavy)
+    totals = []
+    with bk.Loader(pipe, "torch", device="cpu", executor="inline", prefetch_to_device=True) as loader:
+        for _ in range(rounds):
+            began = time.perf_counter()
+            for _ in loader:
+                pass
+            load = (time.perf_counter() - began) / len(loader)
+            data, spent = np.ones(200_000), 0.0
+            began = time.perf_counter()
+            for _ in loader:
+                asked = time.perf_counter()
+                while time.perf_counter() - asked < load:
+                    np.sqrt(data, out=data)
+                spent += time.perf_counter() - asked
+            total = (time.perf_counter() - began) / len(loader)
+            totals.append(total / max(load, spent / len(loader)))
+    work = "a caller as slow as the loading, device prefetch: total time"
+    return [Line(work, "the larger of the two", statistics.median(totals), 1.15, at_most=True)]
 
 
 def stamped(batch: Any) -> Any:
@@ -204,6 +249,8 @@ def main() -> None:
         raise SystemExit("torch, which is the peer, is not installed")
     parts: list[Callable[[], list[Line]]] = [
         lambda: gather(options.rounds),
+        lambda: figures(options.rounds),
+        lambda: overlap(options.rounds),
         lambda: python_map(options.rounds),
         lambda: first_batch(options.rounds),
         lambda: large_batches(options.rounds),
