@@ -97,9 +97,11 @@ class _Ring:
                 entry = columns[0]
                 columns.rotate(-1)
                 references = getrefcount(entry[0])
-                if references == self._baseline:
+                # Without a GIL a reference that moves from one thread to another can be missed: look twice.
+                if references == self._baseline and getrefcount(entry[0]) == self._baseline:
                     return entry[1][:rows]
-                if references < self._baseline:  # a transient reference was counted: a held slot would look free
+                if references < self._baseline and getrefcount(entry[0]) < self._baseline:
+                    # A transient reference was counted: a held slot would look free.
                     raise BackendError(
                         f"a host slot has {references} references, fewer than the {self._baseline} it was made with. "
                         "This is an error in batchkit or in the backend's allocate(): please report it"

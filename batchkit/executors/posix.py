@@ -1,7 +1,8 @@
 """What only POSIX systems have: sockets that carry file descriptors, memory without a name, a fork server.
 
-Everything here is released by the kernel when the processes that hold it end, however they
-end: nothing has a name in ``/dev/shm`` or elsewhere that could be left behind.
+All that this transport uses is released by the kernel when the processes that hold it end,
+however they end: nothing has a name in ``/dev/shm`` or elsewhere that could be left behind.
+Memory with a name is here, too, for the :mod:`~batchkit.executors.portable` one.
 """
 
 from __future__ import annotations
@@ -9,26 +10,50 @@ from __future__ import annotations
 import array
 import contextlib
 import ctypes
-import json
+import fcntl
 import mmap
 import os
 import pickle
+import re
 import signal
 import socket
 import struct
 import subprocess
-import sys
 import threading
+import weakref
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Channel", "Crew", "channel_pair", "map_memory", "new_memory"]
+from batchkit.executors import transport
+
+__all__ = [
+    "Channel",
+    "Crew",
+    "Handle",
+    "channel_pair",
+    "forget_named",
+    "map_memory",
+    "map_named",
+    "new_memory",
+    "new_named",
+    "serve",
+    "sweep",
+]
 
 _HEADER = struct.Struct("<QI")  # bytes of the pickled message, file descriptors that come with it
 _MOST_DESCRIPTORS = 4
+
+_NAMES = re.compile(r"batchkit-[0-9a-f]{16}")
+_SHELF = Path("/dev/shm")
+"""Where Linux lists shared memory that has a name; other systems list it nowhere."""
+
+
+class _HasFileno(Protocol):
+    def fileno(self) -> int: ...
 
 
 class Channel:
@@ -36,30 +61,48 @@ class Channel:
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
+        # Held while the socket is used; re-entrant, since the garbage collector may close it in the midst of that.
+        self._using = threading.RLock()
 
     def fileno(self) -> int:
         """Return the socket's file descriptor."""
         return self._socket.fileno()
 
-    def send(self, message: Any, descriptors: tuple[int, ...] = ()) -> None:
-        """Send a message.
+    def send(self, message: Any, handles: tuple[_HasFileno, ...] = ()) -> None:
+        """Send a message, and copies of the file descriptors of ``handles``.
 
         Raises:
             EOFError: the other side is gone, or another thread has closed this one.
         """
         body = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+        descriptors = [handle.fileno() for handle in handles]
         head = _HEADER.pack(len(body), len(descriptors))
         try:
-            if descriptors:
-                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
-                self._socket.sendmsg([head], rights)
-                self._socket.sendall(body)
-            else:
-                self._socket.sendall(head + body)
+            with self._using:
+                if descriptors:
+                    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
+                    self._socket.sendmsg([head], rights)
+                    self._socket.sendall(body)
+                else:
+                    self._socket.sendall(head + body)
         except OSError as exc:
             raise EOFError("the connection is closed") from exc
 
-    def receive(self, timeout: float | None = None) -> tuple[Any, list[int]]:
+    def receive(self, timeout: float | None = None) -> tuple[Any, list[npt.NDArray[np.uint8]]]:
+        """Return the next message, and the memory that came with it.
+
+        Raises:
+            EOFError: the other side is gone, or another thread has closed this one.
+            TimeoutError: nothing came within ``timeout`` seconds.
+        """
+        message, descriptors = self.receive_descriptors(timeout)
+        try:
+            return message, [map_memory(descriptor) for descriptor in descriptors]
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+    def receive_descriptors(self, timeout: float | None = None) -> tuple[Any, list[int]]:
         """Return the next message, and the file descriptors that came with it.
 
         Raises:
@@ -68,13 +111,14 @@ class Channel:
         """
         space = socket.CMSG_SPACE(_MOST_DESCRIPTORS * array.array("i").itemsize)
         try:
-            self._socket.settimeout(timeout)
-            head, ancillary, _, _ = self._socket.recvmsg(_HEADER.size, space)
-            self._socket.settimeout(None)
-            if len(head) < _HEADER.size:
-                head += self._exactly(_HEADER.size - len(head))
-            size, _ = _HEADER.unpack(head)
-            body = self._exactly(size)
+            with self._using:
+                self._socket.settimeout(timeout)
+                head, ancillary, _, _ = self._socket.recvmsg(_HEADER.size, space)
+                self._socket.settimeout(None)
+                if len(head) < _HEADER.size:
+                    head += self._exactly(_HEADER.size - len(head))
+                size, _ = _HEADER.unpack(head)
+                body = self._exactly(size)
         except TimeoutError:
             raise
         except OSError as exc:
@@ -104,7 +148,8 @@ class Channel:
         with contextlib.suppress(OSError):
             # A thread that is waiting in receive() wakes up only by this.
             self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
+        with self._using:  # the number of the socket may be another's as soon as it is closed
+            self._socket.close()
 
 
 def channel_pair() -> tuple[Channel, Channel]:
@@ -145,27 +190,140 @@ class _Mapping:
             self._libc.munmap(self._address, self._size)
 
 
-def new_memory(size: int) -> tuple[npt.NDArray[np.uint8], int]:
-    """Return ``size`` bytes of shared memory as an array, and the file descriptor to send along and to close then."""
-    if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("batchkit", os.MFD_CLOEXEC)
-    else:  # macOS: a name that is taken away again at once
-        import _posixshmem  # type: ignore[import-not-found]  # the standard library's own
+class Handle:
+    """A file descriptor by which another process maps shared memory; closed as soon as that has it."""
 
-        name = f"/batchkit-{os.getpid()}-{threading.get_ident() & 0xFFFFFF:x}-{os.urandom(4).hex()}"
-        descriptor = _posixshmem.shm_open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR, mode=0o600)
-        _posixshmem.shm_unlink(name)
-    try:
-        os.ftruncate(descriptor, size)
-        return map_memory(descriptor), descriptor
-    except BaseException:
-        os.close(descriptor)
-        raise
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def fileno(self) -> int:
+        """Return the file descriptor."""
+        return self._descriptor
+
+    def close(self) -> None:
+        """Close it; the memory itself stays for as long as anybody has it mapped."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def new_memory(size: int) -> tuple[npt.NDArray[np.uint8], Handle]:
+    """Return ``size`` bytes of shared memory as an array, and the handle to send along and to close then."""
+    if hasattr(os, "memfd_create"):
+        handle = Handle(os.memfd_create("batchkit", os.MFD_CLOEXEC))
+    else:  # macOS: a name that is taken away again at once
+        name = _new_name()
+        handle = Handle(_open_named(name, os.O_CREAT | os.O_EXCL | os.O_RDWR))
+        _unlink(name)
+    os.ftruncate(handle.fileno(), size)
+    return map_memory(handle.fileno()), handle
 
 
 def map_memory(descriptor: int) -> npt.NDArray[np.uint8]:
     """Return the memory behind a file descriptor; it stays mapped for as long as the array or a view of it lives."""
     return np.asarray(_Mapping(descriptor, os.fstat(descriptor).st_size))
+
+
+# -- memory with a name
+
+
+def new_named(size: int) -> tuple[npt.NDArray[np.uint8], str, int]:
+    """Return ``size`` bytes of shared memory, their name, and a file descriptor.
+
+    The name is there until :func:`map_named` or :func:`forget_named` takes it away. While the
+    descriptor is open in any process, :func:`sweep` leaves the name alone.
+
+    Raises:
+        OSError: there is not so much memory.
+    """
+    while True:
+        name = _new_name()
+        descriptor = _open_named(name, os.O_CREAT | os.O_EXCL | os.O_RDWR)
+        try:
+            if not _kept(descriptor):
+                os.close(descriptor)
+                continue
+            os.ftruncate(descriptor, size)
+            _reserve(descriptor, size)
+            return map_memory(descriptor), name, descriptor
+        except BaseException:
+            forget_named(name, descriptor, os.getpid())
+            raise
+
+
+def _kept(descriptor: int) -> bool:
+    """Have sweeps leave the name of this memory alone; return whether none has come before."""
+    if not _SHELF.is_dir():
+        return True
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return os.fstat(descriptor).st_nlink > 0
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    """Have the system set the memory apart now: later it would end the process that writes to what is not there."""
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        except OSError as exc:
+            raise OSError(
+                exc.errno,
+                f"{size} bytes of shared memory are not to be had: {exc.strerror}. Make {_SHELF} larger (docker run "
+                "--shm-size=...), make batches smaller, or use start='forkserver', whose memory does not lie there",
+            ) from exc
+
+
+def map_named(name: str) -> npt.NDArray[np.uint8]:
+    """Return the memory of that name, and take the name away: both processes have it now."""
+    descriptor = _open_named(name, os.O_RDWR)
+    try:
+        return map_memory(descriptor)
+    finally:
+        forget_named(name, descriptor, os.getpid())
+
+
+def forget_named(name: str, descriptor: int, process: int) -> None:
+    """Take a name away if it is still there, and close the descriptor; nothing in other processes than its own."""
+    if os.getpid() == process:
+        os.close(descriptor)
+        with contextlib.suppress(FileNotFoundError):
+            _unlink(name)
+
+
+def sweep() -> None:
+    """Take away the names that processes have left which were killed: those that nobody holds a lock on."""
+    for path in _SHELF.glob("batchkit-*"):
+        if not _NAMES.fullmatch(path.name):
+            continue
+        with contextlib.suppress(OSError):  # gone meanwhile, another user's, or in use
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+            finally:
+                os.close(descriptor)
+
+
+def _new_name() -> str:
+    return f"/batchkit-{os.urandom(8).hex()}"  # macOS allows 31 characters
+
+
+def _open_named(name: str, flags: int) -> int:
+    import _posixshmem  # type: ignore[import-not-found]  # the standard library's own
+
+    descriptor: int = _posixshmem.shm_open(name, flags, mode=0o600)
+    return descriptor
+
+
+def _unlink(name: str) -> None:
+    import _posixshmem
+
+    _posixshmem.shm_unlink(name)
+
+
+# -- processes
 
 
 class Crew:
@@ -179,21 +337,11 @@ class Crew:
         self._lock = threading.Lock()
         self._server, there = channel_pair()
         # Workers hold the other end, and end when this one closes: when the caller is gone, or wants them gone.
-        held, self._lifeline = os.pipe()
-        program = (
-            "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
-            "from batchkit.executors import posix, worker; "
-            "posix.serve(worker.work, int(sys.argv[2]), int(sys.argv[3]))"
-        )
-        arguments = [json.dumps(sys.path), str(there.fileno()), str(held)]
-        single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        held, lifeline = os.pipe()
+        self._lifeline = weakref.finalize(self, os.close, lifeline)
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", program, *arguments],
-                pass_fds=(there.fileno(), held),
-                env={**single, **os.environ},
-                stdin=subprocess.DEVNULL,
-            )
+            numbers = (there.fileno(), held)
+            self._process = transport.launch("posix", numbers, pass_fds=numbers)
         finally:
             there.release()
             os.close(held)
@@ -207,7 +355,7 @@ class Crew:
         here, there = channel_pair()
         try:
             with self._lock:
-                self._server.send("fork", (there.fileno(),))
+                self._server.send("fork", (there,))
                 process, _ = self._server.receive()
         except EOFError:
             here.close()
@@ -215,6 +363,11 @@ class Crew:
         finally:
             there.release()
         return here, int(process)
+
+    def kill(self, process: int) -> None:
+        """End a worker at once. Until :meth:`status` was asked for, no other process has its number."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
 
     def status(self, process: int) -> int | None:
         """Return how a worker that is gone ended: its exit code, or minus the signal; ``None`` if unknown."""
@@ -229,10 +382,9 @@ class Crew:
     def stop(self) -> None:
         """End the server and all its workers, also those that are busy."""
         self._server.close()
-        try:
-            os.close(self._lifeline)
-        except OSError:
+        if not self._lifeline.alive:
             return
+        self._lifeline()
         try:
             self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
@@ -240,19 +392,20 @@ class Crew:
             self._process.wait()
 
 
-def serve(work: Callable[[Channel], None], connection: int, lifeline: int) -> None:
+def serve(work: Callable[[transport.Channel], None], connection: int, lifeline: int) -> None:
     """Be the fork server: fork a process that does ``work`` for every request, until the caller is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the caller, who ends us
     channel = Channel(socket.socket(fileno=connection))
     ended: dict[int, int] = {}
     try:
         while True:
-            request, descriptors = channel.receive()
+            request, descriptors = channel.receive_descriptors()
             if request == "fork":
                 process = os.fork()
                 if process == 0:
                     channel.release()
-                    _be_worker(work, descriptors[0], lifeline)
+                    there = Channel(socket.socket(fileno=descriptors[0]))
+                    # Reading returns when nobody holds the other end any more.
+                    transport.live(work, there, lambda: os.read(lifeline, 1))
                 os.close(descriptors[0])
                 channel.send(process)
             else:
@@ -270,21 +423,3 @@ def _ending(process: int, ended: dict[int, int]) -> int | None:
             return None
         ended[process] = os.waitstatus_to_exitcode(status)
     return ended[process]
-
-
-def _be_worker(work: Any, connection: int, lifeline: int) -> None:
-    def watch() -> None:
-        os.read(lifeline, 1)  # returns when nobody holds the other end any more
-        os._exit(1)
-
-    code = 1
-    try:
-        threading.Thread(target=watch, name="batchkit-lifeline", daemon=True).start()
-        work(Channel(socket.socket(fileno=connection)))
-        code = 0
-    except EOFError:
-        code = 0
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)

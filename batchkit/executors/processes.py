@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pickle
 import signal
@@ -20,8 +19,8 @@ from batchkit import tree as tree_
 from batchkit.errors import PipelineError, WorkerError
 from batchkit.executors.arena import Arena, Layout, find, sizes
 from batchkit.executors.executor import Run, Work, seconds, worker_count
-from batchkit.executors.posix import Channel, Crew, new_memory
 from batchkit.executors.threads import ThreadRun, meter_of
+from batchkit.executors.transport import Channel, Crew, Handle, Transport, transport
 from batchkit.executors.worker import PlannedWork
 from batchkit.metering import SOURCE, Sheet
 from batchkit.sources.stacking import detached
@@ -38,21 +37,22 @@ class ProcessExecutor:
 
     Each worker is fed by a thread of the caller's, so that order, window and closing are
     those of the thread executor. Workers stay for the next epoch; they end with the loader.
-    ``timeout`` is how many seconds a step may take.
+    ``timeout`` is how many seconds a step may take. ``start`` is how workers are started:
+    ``"forkserver"`` on Linux and macOS, ``"spawn"`` everywhere, ``"auto"`` for the first that there is.
     """
 
     name = "processes"
 
-    def __init__(self, workers: Any = "auto", timeout: float | None = None) -> None:
-        if os.name != "posix":
-            raise PipelineError("executor 'processes' needs Linux or macOS so far: use executor='threads'")
+    def __init__(self, workers: Any = "auto", timeout: float | None = None, start: str = "auto") -> None:
         self.workers = worker_count(workers)
         self.timeout = seconds(timeout)
+        self.start = start
+        self._transport = transport(start)
         self._pools: list[_Pool] = []
         self._finalizer = weakref.finalize(self, _stop_all, self._pools)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.workers, self.timeout)
+        return type(self), (self.workers, self.timeout, self.start)
 
     def run(self, plan: Work, steps: Iterator[Any], window: int) -> Run:
         """Start computing; the first run starts the workers.
@@ -63,7 +63,7 @@ class ProcessExecutor:
         key = getattr(plan, "plan", plan)
         pool = next((pool for pool in self._pools if pool.key is key), None)
         if pool is None:
-            pool = _Pool(key, plan, self.timeout)
+            pool = _Pool(key, plan, self.timeout, self._transport)
             self._pools.append(pool)
         return _ProcessRun(self, pool, steps, max(window, 1))
 
@@ -74,7 +74,8 @@ class ProcessExecutor:
 
 def _stop_all(pools: list[_Pool]) -> None:
     while pools:
-        pools.pop().stop()
+        with contextlib.suppress(IndexError):  # another thread stops them, too
+            pools.pop().stop()
 
 
 class _ProcessRun(ThreadRun):
@@ -96,10 +97,10 @@ class _ProcessRun(ThreadRun):
 
 
 class _Pool:
-    """The workers of one plan, and the server that starts them."""
+    """The workers of one plan, and the crew that starts them."""
 
-    def __init__(self, key: Any, work: Any, timeout: float | None) -> None:
-        self.key, self.timeout = key, timeout
+    def __init__(self, key: Any, work: Any, timeout: float | None, transport: Transport) -> None:
+        self.key, self.timeout, self.transport = key, timeout, transport
         self.plan: Any = getattr(work, "plan", None)
         self.slots = cast(Any, getattr(work, "slots", None))
         self.meter = meter_of(work)
@@ -107,7 +108,8 @@ class _Pool:
             work if self.plan is None else PlannedWork(self.plan, self.slots.backend, self.slots.guard is not None),
             self.plan,
         )
-        self._lock = threading.Lock()
+        # Re-entrant: the garbage collector may stop a pool in the middle of anything.
+        self._lock = threading.RLock()
         self._free: list[_Worker] = []
         self._all: list[_Worker] = []
         self._crew: Crew | None = None
@@ -139,7 +141,9 @@ class _Pool:
             with self._lock:
                 if self.stopped:
                     raise EOFError("the pool was stopped")
-                crew = self._crew = self._crew or Crew()
+                crew = self._crew = self._crew or self.transport.Crew()
+            if self.stopped:  # meanwhile
+                crew.stop()
             try:
                 return crew.start()
             except EOFError:  # somebody has killed the server: its workers are gone, too
@@ -147,7 +151,13 @@ class _Pool:
                     if self._crew is crew:
                         self._crew = None
                 crew.stop()
-        raise WorkerError("the server that starts worker processes ends at once: see what it printed on stderr")
+        raise WorkerError("worker processes, or what starts them, end at once: see what they printed on stderr")
+
+    def kill(self, process: int) -> None:
+        """End a worker process; without a crew there is none that does not end by itself."""
+        crew = self._crew
+        if crew is not None:
+            crew.kill(process)
 
     def ending(self, process: int) -> str:
         """Return in words how a worker ended."""
@@ -160,15 +170,16 @@ class _Pool:
         return f"exit code {status}"
 
     def stop(self) -> None:
-        """End all workers and the server."""
+        """End all workers and the crew."""
         if os.getpid() != self.process:
             return
         with self._lock:
             self.stopped = True
             workers, self._all, self._free = self._all, [], []
-            crew, self._crew = self._crew, None
         for worker in workers:
             worker.shut()
+        with self._lock:
+            crew, self._crew = self._crew, None
         if crew is not None:
             crew.stop()
 
@@ -201,13 +212,14 @@ def _culprit(pipeline: Any) -> str:
 class _Shared:
     """One piece of shared memory, leased as host slots are: by the references to its root array.
 
-    Its file descriptor is closed as soon as the worker has it, so that a caller may keep any number of batches.
+    Its handle is closed as soon as the worker has mapped it, so that a caller may keep any number of batches.
     """
 
-    __slots__ = ("baseline", "descriptor", "memory", "number")
+    __slots__ = ("baseline", "handle", "memory", "number")
 
-    def __init__(self, size: int, number: int) -> None:
-        self.memory, self.descriptor = new_memory(size)
+    def __init__(self, size: int, number: int, transport: Transport) -> None:
+        self.handle: Handle | None
+        self.memory, self.handle = transport.new_memory(size)
         self.number = number
         self.baseline = getrefcount(self.memory)
 
@@ -216,14 +228,11 @@ class _Shared:
         """Whether nobody refers to it any more."""
         return getrefcount(self.memory) == self.baseline
 
-    def sent(self) -> None:
-        """Close the file descriptor: the worker has its own by now."""
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-            self.descriptor = -1
-
-    def __del__(self) -> None:
-        self.sent()
+    def settled(self) -> None:
+        """Close the handle: the worker has mapped the memory, or never will."""
+        handle, self.handle = self.handle, None
+        if handle is not None:
+            handle.close()
 
 
 class _Worker:
@@ -261,8 +270,7 @@ class _Worker:
 
     def _kill(self) -> None:
         if self._channel is not None and os.getpid() == self._pool.process:  # in a forked child they are not ours
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._process, signal.SIGKILL)
+            self._pool.kill(self._process)
             self._channel.close()
 
     # -- from the feeding thread
@@ -330,6 +338,8 @@ class _Worker:
                     f"{self._named(step)}: its worker process did not finish within timeout={self._pool.timeout} "
                     f"seconds and was ended{self._rows(step)}. Give it more time, or look for what hangs there"
                 ) from None
+            if piece is not None:
+                piece.settled()
             kind = reply[0]
             if kind == "batch":
                 assert piece is not None
@@ -353,20 +363,23 @@ class _Worker:
             channel, process = self._pool.start()
             with self._lock:
                 self._channel, self._process, self._fresh = channel, process, True
-            # What the process before it had is not for this one; it goes when the caller lets go of it.
-            self._pieces.clear()
-            self._dropped.clear()
+                if self._interrupted:  # while it started
+                    raise EOFError("the iteration was closed")
             channel.send(self._pool.described)
         return self._channel
 
     def _lost(self) -> str:
         """Forget the process that is gone; return how it ended."""
+        for piece in self._pieces:
+            piece.settled()
+        # They are not for the process after it; each goes when the caller lets go of it.
+        self._pieces.clear()
+        self._dropped.clear()
         with self._lock:
             channel, self._channel, process = self._channel, None, self._process
         if channel is None:
             return "a stop of the pool"
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)  # it may have closed its end only
+        self._pool.kill(process)  # it may have closed its end only
         channel.close()
         return self._pool.ending(process)
 
@@ -384,11 +397,7 @@ class _Worker:
 
     def _send_with(self, channel: Channel, message: Any, piece: _Shared | None) -> None:
         """Send a message, and the memory that it speaks of if the worker does not have it yet."""
-        if piece is None or piece.descriptor < 0:
-            channel.send(message)
-        else:
-            channel.send(message, (piece.descriptor,))
-            piece.sent()
+        channel.send(message, () if piece is None or piece.handle is None else (piece.handle,))
 
     def _piece(self, size: int) -> _Shared:
         """Return shared memory that nobody refers to, of at least ``size`` bytes."""
@@ -404,7 +413,7 @@ class _Worker:
             self._dropped.append(piece.number)
         if chosen is None:
             self._count += 1
-            chosen = _Shared(-(-size // 4096) * 4096, self._count)
+            chosen = _Shared(-(-size // 4096) * 4096, self._count, self._pool.transport)
             self._pieces.append(chosen)
         return chosen
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from batchkit.buffers import keep_freed_memory
 from batchkit.errors import BatchkitError, WorkerError
 from batchkit.executors.arena import Arena, ArenaSlots, Layout, RemoteBackend, find, size_of
-from batchkit.executors.posix import Channel, map_memory
+from batchkit.executors.transport import Channel
 from batchkit.metering import PROBED, MeasuredSlots, Sheet
 from batchkit.pipeline import Pipeline
 from batchkit.plan import Plan, compile
@@ -140,10 +140,10 @@ def work(channel: Channel) -> None:
         problem = exc
     arenas: dict[int, npt.NDArray[np.uint8]] = {}
     while True:
-        (step, number, handed, dropped, measured), descriptors = channel.receive()
+        (step, number, handed, dropped, measured), memories = channel.receive()
         for old in dropped:
             arenas.pop(old, None)
-        _map(arenas, number, descriptors)
+        _map(arenas, number, memories)
         arena = Arena(arenas[number]) if number is not None else None
         try:
             if problem is not None:
@@ -186,22 +186,17 @@ def _deliver(
     layout = arena.layout(tree) if arena is not None else None
     while layout is None:
         channel.send(("grow", size_of(tree) + (arena.used if arena is not None else 0)))
-        number, descriptors = channel.receive()
-        _map(arenas, number, descriptors)
+        number, memories = channel.receive()
+        _map(arenas, number, memories)
         arena = Arena(arenas[number])
         layout = arena.layout(tree)
     channel.send(("batch", layout, *besides))
 
 
-def _map(arenas: dict[int, Any], number: int | None, descriptors: list[int]) -> None:
-    import os
-
-    for descriptor in descriptors:
+def _map(arenas: dict[int, Any], number: int | None, memories: list[npt.NDArray[np.uint8]]) -> None:
+    for memory in memories:
         assert number is not None
-        try:
-            arenas[number] = map_memory(descriptor)
-        finally:
-            os.close(descriptor)
+        arenas[number] = memory
 
 
 def _packed(exc: BaseException) -> tuple[bytes | None, bytes | None, str, str]:

@@ -1,0 +1,163 @@
+"""How worker processes are started and reached: what every transport offers, and which one is used.
+
+There are two: :mod:`~batchkit.executors.posix` (a fork server, memory without a name) and
+:mod:`~batchkit.executors.portable`, which needs nothing that only POSIX systems have.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any, NoReturn, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from batchkit.errors import PipelineError, nearest
+
+__all__ = ["STARTS", "Channel", "Crew", "Handle", "Transport", "has_posix", "launch", "live", "transport"]
+
+STARTS = ("auto", "forkserver", "spawn")
+"""How workers may be started; ``"auto"`` is ``"forkserver"`` where there is one."""
+
+
+class Handle(Protocol):
+    """What the other process maps a piece of shared memory by."""
+
+    def close(self) -> None:
+        """Give it up: the other process has mapped the memory, or never will. May be called again."""
+        ...
+
+
+class Channel(Protocol):
+    """One end of a connection to another process."""
+
+    def send(self, message: Any, handles: tuple[Any, ...] = ()) -> None:
+        """Send a message, and shared memory with it; raises ``EOFError`` if the other side is gone."""
+        ...
+
+    def receive(self, timeout: float | None = None) -> tuple[Any, list[npt.NDArray[np.uint8]]]:
+        """Return the next message and the memory that came with it; raises ``EOFError`` or ``TimeoutError``."""
+        ...
+
+    def close(self) -> None:
+        """End the connection; whoever waits in :meth:`receive` gets an ``EOFError``."""
+        ...
+
+
+class Crew(Protocol):
+    """Starts worker processes, and ends them all."""
+
+    def start(self) -> tuple[Channel, int]:
+        """Start a worker; return the connection to it and its process id; raises ``EOFError`` if that is over."""
+        ...
+
+    def kill(self, process: int) -> None:
+        """End a worker at once, whatever it is busy with."""
+        ...
+
+    def status(self, process: int) -> int | None:
+        """Return how a worker that is gone ended: its exit code, or minus the signal; ``None`` if unknown."""
+        ...
+
+    def stop(self) -> None:
+        """End all workers, also those that are busy."""
+        ...
+
+
+class Transport(Protocol):
+    """A module that offers a crew and shared memory."""
+
+    @property
+    def Crew(self) -> Callable[[], Crew]:
+        """What starts workers."""
+        ...
+
+    def new_memory(self, size: int) -> tuple[npt.NDArray[np.uint8], Handle]:
+        """Return ``size`` bytes of shared memory, mapped while the array or a view of it lives, and their handle."""
+        ...
+
+
+def has_posix() -> bool:
+    """Return whether this Python has what :mod:`~batchkit.executors.posix` needs."""
+    return hasattr(os, "fork") and hasattr(socket, "AF_UNIX")
+
+
+def transport(start: Any) -> Transport:
+    """Return the transport that starts workers as ``start=`` says.
+
+    Raises:
+        PipelineError: it is no such way, or there is none here.
+    """
+    if start not in STARTS:
+        hint = nearest(start, list(STARTS)) if isinstance(start, str) else ""
+        raise PipelineError(f"start must be 'auto', 'forkserver' or 'spawn', not {start!r}{hint}")
+    if start == "forkserver" and not has_posix():
+        raise PipelineError("start='forkserver' needs fork and Unix sockets, which this Python lacks: leave start out")
+    if start == "spawn" or not has_posix():
+        from batchkit.executors import portable
+
+        return portable
+    from batchkit.executors import posix
+
+    return posix
+
+
+def launch(module: str, numbers: tuple[int, ...], **options: Any) -> subprocess.Popen[bytes]:
+    """Start a new interpreter that calls a transport's ``serve(work, *numbers)``, and nothing of the caller's script.
+
+    It finds modules where the caller does. ``options`` are for :class:`subprocess.Popen`.
+    """
+    program = (
+        # First of all: Ctrl-C is for the caller, who ends us; and the working directory is no place for `json`.
+        "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); sys.path = [p for p in sys.path if p]; "
+        "import json; sys.path[:] = json.loads(sys.argv[1]); "
+        f"from batchkit.executors import {module}, worker; {module}.serve(worker.work, *map(int, sys.argv[2:]))"
+    )
+    # A worker is one of several: libraries that would start a thread a core of their own would only be in their way.
+    single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    environment = {**single, **os.environ}
+    executable = sys.executable
+    if sys.platform == "win32" and sys.executable != (base := getattr(sys, "_base_executable", None) or executable):
+        # A virtual environment's python.exe starts another process, which is the one to be watched and ended.
+        executable, environment["__PYVENV_LAUNCHER__"] = base, executable
+    return subprocess.Popen(
+        [executable, "-c", program, json.dumps(sys.path), *map(str, numbers)],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        **options,
+    )
+
+
+def live(work: Callable[[Channel], None], channel: Channel, until: Callable[[], Any]) -> NoReturn:
+    """Be a worker process: do ``work`` until the caller is gone, which is when ``until`` returns.
+
+    The end comes also in the middle of a step.
+    """
+
+    def watch() -> None:
+        with contextlib.suppress(EOFError, OSError):
+            until()
+        os._exit(1)
+
+    code = 1
+    try:
+        threading.Thread(target=watch, name="batchkit-lifeline", daemon=True).start()
+        work(channel)
+        code = 0
+    except EOFError:
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:  # Windows programs without a console have none
+                stream.flush()
+        os._exit(code)
