@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["pad_to", "random_crop", "random_erasing", "random_flip"]
 
-_CHUNK = 1 << 18
+_CHUNK = 1 << 20
 """Bytes that are padded or mirrored at a time: they stay in the cache, however large the batch is."""
 
 
@@ -59,16 +59,25 @@ def random_crop(
         )
     value = fitting(fill, pictures.array.dtype, "random_crop(fill)")
     places = np.stack([rng.integers(down + 1), rng.integers(across + 1)])
-    out = np.empty(pictures.shape(len(pictures), height, width), pictures.array.dtype)
-    if len(pictures):
-        padded = pictures.frame(vertical, horizontal, value, rows=_step(pictures, down + height, across + width))
-        into = pictures.like(out).lines()
-        for begin in range(0, len(pictures), len(padded)):
-            # The frame is filled anew each time, its border stays.
-            rows = slice(begin, begin + len(padded))
-            count = len(into[rows])
-            padded.windows(pictures.height, pictures.width)[:count, vertical, horizontal] = pictures.lines()[rows]
-            into[rows] = padded.windows(height, width)[(np.arange(count), *places[:, rows])]
+    shape, dtype = pictures.shape(len(pictures), height, width), pictures.array.dtype
+    if not len(pictures):
+        return found.replaced(batch, np.empty(shape, dtype))
+    step = _step(pictures, down + height, across + width)
+    padded = pictures.frame(vertical, horizontal, value, rows=step)
+    whole = padded.windows(pictures.height, pictures.width)[:, vertical, horizontal]
+    lines, windows = pictures.lines(), padded.windows(height, width)
+    if step == len(pictures):
+        whole[...] = lines
+        out = windows[(np.arange(step), *places)].reshape(-1).view(dtype).reshape(shape)
+        return found.replaced(batch, out)
+    out = np.empty(shape, dtype)
+    into = pictures.like(out).lines()
+    for begin in range(0, len(pictures), step):
+        # The frame is filled anew each time, its border stays.
+        rows = slice(begin, begin + step)
+        count = len(lines[rows])
+        whole[:count] = lines[rows]
+        into[rows] = windows[(np.arange(count), *places[:, rows])]
     return found.replaced(batch, out)
 
 
@@ -106,22 +115,25 @@ def random_flip(
         for row in turned.tolist():
             into[row] = cells[row, :, ::-1]
     else:
-        order, word = _mirrored(pictures)
+        word, words = _words(pictures)
         for rows in _chunks(turned, pictures):
             picked = pictures.array[rows]
-            lines = picked.reshape(-1).view(word).reshape(-1, len(order))
-            # Within bounds by construction; "clip" spares NumPy a buffer.
-            out[rows] = lines.take(order, axis=1, mode="clip").view(picked.dtype).reshape(picked.shape)
+            pixels = picked.reshape(-1).view(word).reshape(-1, pictures.width, words)
+            mirrored = np.empty_like(pixels)
+            if words > 4:
+                mirrored[...] = pixels[:, ::-1]
+            else:  # a strided copy each: a third faster than a take() by the pixels' order
+                for place in range(words):
+                    mirrored[:, :, place] = pixels[:, ::-1, place]
+            out[rows] = mirrored.reshape(-1).view(picked.dtype).reshape(picked.shape)
     return found.replaced(batch, out)
 
 
-def _mirrored(pictures: Pictures) -> tuple[npt.NDArray[np.int64], np.dtype[Any]]:
-    """Return where the words of a mirrored line come from, and the widest word that a pixel is made of."""
+def _words(pictures: Pictures) -> tuple[np.dtype[Any], int]:
+    """Return the widest word that a pixel is made of, and how many of them."""
     pixel = pictures.depth * pictures.array.itemsize
     size = next(size for size in (8, 4, 2, 1) if pixel % size == 0)
-    words = pixel // size
-    places = np.arange(pictures.width * words, dtype=np.int64).reshape(pictures.width, words)
-    return places[::-1].reshape(-1), np.dtype(f"u{size}")
+    return np.dtype(f"u{size}"), pixel // size
 
 
 def _chunks(rows: npt.NDArray[np.int64], pictures: Pictures) -> Iterator[npt.NDArray[np.int64]]:

@@ -83,6 +83,10 @@ def _constants(value: Any, name: str) -> npt.NDArray[np.float64]:
     return array.reshape(-1)
 
 
+_LOOP = 8192
+"""Numbers that an inner loop of NumPy should have at least: below, starting it counts."""
+
+
 def _scaled(source: Array, out: Array, scale: Array, bias: Array, axis: int) -> None:
     """Fill ``out`` with source * scale + bias; the constants are one number or lie along ``axis``."""
     whole = scale.size == bias.size == 1
@@ -92,6 +96,10 @@ def _scaled(source: Array, out: Array, scale: Array, bias: Array, axis: int) -> 
         return
     count = source.size // length
     work = np.float64 if out.dtype == np.float64 else np.float32
+    if not (whole or by_line):
+        # Short lines are taken several at a time, so that NumPy's inner loops are long.
+        together = math.gcd(count, 1 << (_LOOP // length).bit_length() >> 1) if length < _LOOP else 1
+        count, length = count // together, length * together
     # One number a line, or one line of numbers.
     constants = np.empty((2, 1 if whole else count if by_line else length), work)
     for row, values in zip(constants, (scale, bias), strict=True):
