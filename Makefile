@@ -2,6 +2,7 @@
 # make test         run the tests and the doctests
 # make test-wheels  run the tests once more against built wheels, outside the source tree
 # make lint         ruff, strict mypy, import-linter
+# make soak         load for five minutes while workers are killed; nothing may be lost or doubled
 # make bench        measure batchkit against its peers (benchmarks/README.md)
 # make install      only set up .venv; the targets above do it themselves
 # make clean        remove what these targets made
@@ -23,7 +24,7 @@ WHEELS := .wheels
 TREE := pyproject.toml conftest.py README.md tests docs examples
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-wheels lint bench clean
+.PHONY: help install demo test test-wheels lint soak bench clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
@@ -78,6 +79,9 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+soak: $(INSTALLED)
+	@$(BIN)/python tests/soak.py $(ARGS)
 
 bench: $(INSTALLED_PEERS)
 	@$(BIN)/python benchmarks/foundation.py $(ARGS)

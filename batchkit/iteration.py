@@ -50,6 +50,7 @@ def _computing(plan: Plan, slots: Slots, meter: Meter) -> Callable[[Step], Tree]
         sheet = meter.open()
         sheet.step = (step.epoch, step.number)
         try:
+            sheet.watch()
             tree = plan.compute(step, MeasuredSlots(slots, sheet))
         except BaseException:
             meter.drop(sheet)

@@ -383,9 +383,14 @@ class Loader:
             iterators = list(self._iterators)
         for iterator in iterators:
             iterator.close()
-        end_workers = getattr(self.executor, "close", None)
-        if end_workers is not None:
-            end_workers()
+        if isinstance(self._options["executor"], str):
+            end_workers = getattr(self.executor, "close", None)
+            if end_workers is not None:
+                end_workers()
+        else:  # others may share it
+            release = getattr(self.executor, "release", None)
+            if release is not None:
+                release(self.plan)
         if self._stager is not None:
             self._stager.close()
 

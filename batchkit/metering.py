@@ -113,6 +113,7 @@ class Sheet:
         self.weight = weight
         """How many steps this one stands for: itself, and those before it that were not measured."""
         self.probe = _Probe() if probed else None
+        """What watches the GIL, from :meth:`watch` on."""
         self.held: dict[int, tuple[float, float, float]] = {}
         self.doubtful = False
         """Whether another step was computed while the GIL was watched."""
@@ -149,6 +150,11 @@ class Sheet:
     def seconds(self) -> float:
         """From the beginning to the last lap."""
         return self._wall - self.began
+
+    def watch(self) -> None:
+        """Begin to watch the GIL, if that is to be done. Whatever comes then, :meth:`end` must be called."""
+        if self.probe is not None:
+            self.probe.start()
 
     def end(self) -> None:
         """End the watch over the GIL, if there is one."""
@@ -333,9 +339,13 @@ class _Probe:
 
     def __init__(self) -> None:
         self.intervals: list[tuple[int, float, float, float]] = []
-        self._wakes = [time.perf_counter()]
+        self._wakes: list[float] = []
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="batchkit-probe", daemon=True)
+
+    def start(self) -> None:
+        """Begin the watch."""
+        self._wakes = [time.perf_counter()]
         self._thread.start()
 
     def _watch(self) -> None:
@@ -345,6 +355,8 @@ class _Probe:
     def shares(self) -> dict[int, tuple[float, float, float]]:
         """End the watch; return for each stage how long it was watched, held the GIL, and was on a core."""
         self._over.set()
+        if self._thread.ident is None:
+            return {}
         self._thread.join()
         wakes = [*self._wakes, time.perf_counter()]
         shares: dict[int, list[float]] = {}

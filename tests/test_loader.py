@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import functools
-import gc
 import json
 import operator
 import pickle
-import signal
-import subprocess
-import sys
-import textwrap
 import threading
 import time
 from typing import Any
@@ -248,57 +243,12 @@ def test_a_state_of_changed_data_is_refused() -> None:
 # -- threads
 
 
-@executors
-def test_threads_that_share_an_iterator_get_every_batch_exactly_once(executor: str) -> None:
-    with bk.Loader(numbers(500).batch(1), executor=executor, workers=3) as loader:
-        iterator, got, lock = iter(loader), [], threading.Lock()
-
-        def consume() -> None:
-            for batch in iterator:
-                with lock:
-                    got.append(int(batch["x"][0]))
-
-        threads = [threading.Thread(target=consume) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert sorted(got) == list(range(500))
-
-
-@executors
-def test_threads_that_iterate_over_the_loader_join_its_epoch(executor: str) -> None:
-    with bk.Loader(numbers(300).batch(1), executor=executor) as loader:
-        got: list[int] = []
-        started = threading.Barrier(3)
-
-        def consume() -> None:
-            iterator = iter(loader)
-            started.wait()
-            got.extend(int(batch["x"][0]) for batch in iterator)
-
-        threads = [threading.Thread(target=consume) for _ in range(3)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert sorted(got) == list(range(300))
-
-
 def test_a_generator_is_shared_safely_by_several_workers() -> None:
     with bk.Loader(counting(400).map(lambda row: row).batch(3), workers=4, prefetch=8) as loader:
         assert values(loader) == [list(range(start, min(start + 3, 400))) for start in range(0, 400, 3)]
 
 
 # -- leaving nothing behind
-
-
-def test_breaking_out_leaves_no_thread() -> None:
-    loader = bk.Loader(numbers(100).batch(1), workers=3)
-    for _ in loader:
-        assert len(workers_alive()) == 3
-        break
-    wait_for_no_workers()
 
 
 def test_cheap_steps_start_no_thread_and_slow_ones_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,55 +269,11 @@ def test_cheap_steps_start_no_thread_and_slow_ones_do(monkeypatch: pytest.Monkey
         assert [int(batch["x"][0]) for batch in iterator] == list(range(1, 10))
 
 
-def test_an_exception_in_the_consumer_leaves_no_thread() -> None:
-    loader = bk.Loader(numbers(100).batch(1), workers=3)
-
-    def consume() -> None:
-        for _ in loader:
-            raise KeyError("mine")
-
-    with pytest.raises(KeyError, match="mine"):
-        consume()
-    gc.collect()
-    wait_for_no_workers()
-
-
-def test_a_forgotten_iterator_leaves_no_thread() -> None:
-    iterator = iter(bk.Loader(numbers(100).batch(1), workers=3))
-    next(iterator)
-    assert len(workers_alive()) == 3
-    del iterator
-    gc.collect()
-    wait_for_no_workers()
-
-
-def test_an_iterator_in_a_reference_cycle_leaves_no_thread() -> None:
-    cycle: list[Any] = [iter(bk.Loader(numbers(100).batch(1), workers=3))]
-    cycle.append(cycle)
-    next(cycle[0])
-    assert len(workers_alive()) == 3
-    del cycle
-    gc.collect()
-    wait_for_no_workers()
-
-
 def test_the_end_of_an_epoch_leaves_no_thread() -> None:
     loader = bk.Loader(numbers(100).batch(1), workers=3)
     iterator = iter(loader)
     assert len(list(iterator)) == 100
     wait_for_no_workers()
-
-
-def test_close_ends_an_iteration_that_is_going_on_and_says_so() -> None:
-    loader = bk.Loader(numbers(100).batch(1), workers=3)
-    iterator = iter(loader)
-    next(iterator)
-    loader.close()
-    wait_for_no_workers()
-    with pytest.raises(bk.WorkerError, match="closed before its end"):
-        next(iterator)
-    with pytest.raises(bk.PipelineError, match="this loader is closed"):
-        iter(loader)
 
 
 def test_close_closes_the_users_generator() -> None:
@@ -385,111 +291,7 @@ def test_close_closes_the_users_generator() -> None:
     assert closed == [True]
 
 
-SCRIPT = """
-import threading, time, numpy as np, batchkit as bk
-def slow(row):
-    time.sleep(0.05)
-    return row
-loader = bk.Loader(bk.from_arrays({"x": np.arange(1000)}).map(slow).batch(4), workers=3)
-"""
-
-
-def run_script(body: str, interrupt: bool = False) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT + textwrap.dedent(body)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    if interrupt:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "started\n"
-        process.send_signal(signal.SIGINT)
-    return process
-
-
-def test_ctrl_c_while_waiting_ends_the_program_at_once() -> None:
-    process = run_script(
-        """
-        try:
-            for batch in loader:
-                print("started", flush=True)
-        except KeyboardInterrupt:
-            del batch
-            loader.close()
-            print([t.name for t in threading.enumerate()])
-        """,
-        interrupt=True,
-    )
-    out, err = process.communicate(timeout=20)
-    assert out.splitlines()[-1] == "['MainThread']", err
-    assert process.returncode == 0
-
-
-def test_a_program_that_ends_in_mid_epoch_does_not_hang() -> None:
-    process = run_script("iterator = iter(loader); next(iterator); print('done')")
-    out, err = process.communicate(timeout=20)
-    assert (out, err, process.returncode) == ("done\n", "", 0)
-
-
 # -- errors
-
-
-def fails_at_seven(row: Any) -> Any:
-    if row["x"] == 7:
-        raise RuntimeError("seven is bad")
-    return row
-
-
-@executors
-def test_a_functions_error_names_step_stage_and_row_and_the_next_step_goes_on(executor: str) -> None:
-    with bk.Loader(numbers(12).map(fails_at_seven).batch(3), executor=executor) as loader:
-        iterator = iter(loader)
-        assert [next(iterator)["x"].tolist() for _ in range(2)] == [[0, 1, 2], [3, 4, 5]]
-        with pytest.raises(bk.StageError) as caught:
-            next(iterator)
-        message = str(caught.value)
-        assert message.startswith("epoch 0, step 2: stage 0 map(")
-        assert message.endswith("fails_at_seven) failed on row 7: RuntimeError: seven is bad")
-        assert isinstance(caught.value.__cause__, RuntimeError)
-        cause = caught.value.__cause__.__traceback__
-        while cause is not None and cause.tb_next is not None:
-            cause = cause.tb_next
-        assert cause is not None
-        assert cause.tb_frame.f_code.co_name == "fails_at_seven"
-        assert loader.state_dict()["step"] == 2
-        assert next(iterator)["x"].tolist() == [9, 10, 11]
-        assert loader.state_dict() == {**loader.state_dict(), "epoch": 1, "step": 0}
-
-
-@executors
-def test_stop_iteration_in_a_function_is_an_error_not_a_shorter_epoch(executor: str) -> None:
-    def stops(row: Any) -> Any:
-        return next(iter(()))
-
-    for pipe in (numbers().map(stops).batch(4), numbers().batch(4).map(stops), counting().map(stops).batch(4)):
-        with bk.Loader(pipe, executor=executor) as loader, pytest.raises(bk.StageError, match=r"StopIteration.*next"):
-            list(loader)
-
-
-@executors
-def test_a_generator_that_raises_is_named_and_the_next_epoch_starts_anew(executor: str) -> None:
-    broken = [True]
-
-    def rows() -> Any:
-        for value in range(10):
-            if value == 6 and broken:
-                broken.clear()
-                raise OSError("disk gone")
-            yield {"x": value}
-
-    with bk.Loader(bk.from_generator(rows).batch(2), executor=executor) as loader:
-        got: list[Any] = []
-        with pytest.raises(bk.SourceError, match=r"rows\) raised after 6 rows: OSError: disk gone") as caught:
-            got.extend(batch["x"].tolist() for batch in loader)
-        assert isinstance(caught.value.__cause__, OSError)
-        assert got == [[0, 1], [2, 3], [4, 5]]
-        assert values(loader) == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
 
 
 @pytest.mark.parametrize("place", ["before batch", "behind batch"])

@@ -240,6 +240,7 @@ def test_a_stage_too_short_to_watch_claims_nothing_of_the_gil() -> None:
 def test_a_step_beside_which_another_was_computed_says_nothing_of_the_gil() -> None:
     meter = Meter()
     first = meter.open()
+    first.watch()
     second = meter.open()
     assert first.probe is not None
     assert second.probe is None
@@ -251,6 +252,7 @@ def test_a_step_beside_which_another_was_computed_says_nothing_of_the_gil() -> N
         meter.add(sheet)
     assert meter.gil_share is None
     third = meter.open()
+    third.watch()
     end = time.perf_counter() + 0.006
     while time.perf_counter() < end:
         pass

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,20 +41,6 @@ WITHOUT_BAD = [[0, 1, 2], [4, 5, 6, 7], [8, 9], [12, 13, 14, 15], [16, 17, 18, 1
 
 
 @executors
-def test_a_row_left_out_makes_its_batch_smaller_and_moves_no_other(executor: str) -> None:
-    for pipe in (
-        numbers().map(checked).batch(4),
-        bk.from_sequence(Damaged()).batch(4),
-        bk.from_generator(lambda: ({"x": value} for value in range(20))).map(checked).batch(4),
-    ):
-        with bk.Loader(pipe, executor=executor, workers=2, on_error=bk.Skip(budget=3)) as loader:
-            assert values(loader) == WITHOUT_BAD
-            assert loader.skipped == 3
-            assert values(loader) == WITHOUT_BAD
-            assert loader.skipped == 6
-
-
-@executors
 def test_a_padded_batch_keeps_its_shape_and_masks_what_is_missing(executor: str) -> None:
     pipe = numbers().map(checked).batch(8, remainder="pad")
     with bk.Loader(pipe, executor=executor, workers=2, on_error=bk.Skip(budget=3)) as loader:
@@ -68,35 +51,6 @@ def test_a_padded_batch_keeps_its_shape_and_masks_what_is_missing(executor: str)
         [8, 9, 12, 13, 14, 15],
         [16, 17, 18, 19],
     ]
-
-
-@executors
-def test_every_row_left_out_is_a_line_in_the_log(executor: str, tmp_path: Path) -> None:
-    log = tmp_path / "skipped.jsonl"
-    pipe = numbers().map(checked).batch(4)
-    skip = bk.Skip(budget=0.2, log=str(log))
-    with bk.Loader(pipe, executor=executor, workers=2, on_error=skip) as loader:
-        list(loader)
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    assert [(line["epoch"], line["step"], line["row"], line["source"]) for line in lines] == [
-        (0, 0, 3, "arrays"),
-        (0, 2, 10, "arrays"),
-        (0, 2, 11, "arrays"),
-    ]
-    assert lines[0]["where"] == "a function"
-    assert "checked) failed on row 3: ValueError: 3 is bad" in lines[0]["error"]
-
-
-@executors
-def test_beyond_the_budget_is_an_error_that_names_row_and_mend(executor: str) -> None:
-    pipe = numbers().map(checked).batch(4)
-    with bk.Loader(pipe, executor=executor, workers=2, on_error=bk.Skip(budget=2)) as loader:
-        iterator = iter(loader)
-        assert [next(iterator)["x"].tolist() for _ in range(2)] == WITHOUT_BAD[:2]
-        with pytest.raises(
-            bk.StageError, match=r"epoch 0, step 2: 3 rows were left out, and on_error allows 2.*last was row 11.*Mend"
-        ):
-            next(iterator)
 
 
 def test_a_fraction_is_of_the_rows_of_an_epoch_and_at_least_one_row() -> None:
@@ -162,23 +116,6 @@ def test_what_on_error_cannot_be_is_refused(on_error: Any, message: str) -> None
 
 
 # -- timeout
-
-
-def naps_at_seven(row: Any) -> Any:
-    if row["x"] == 7:
-        time.sleep(1.5)
-    return row
-
-
-@pytest.mark.parametrize("executor", ["threads", "processes"])
-def test_a_step_that_takes_too_long_is_an_error_and_the_next_goes_on(executor: str) -> None:
-    pipe = numbers(12).map(naps_at_seven).batch(3)
-    with bk.Loader(pipe, executor=executor, workers=2, timeout=0.6) as loader:
-        iterator = iter(loader)
-        assert [next(iterator)["x"].tolist() for _ in range(2)] == [[0, 1, 2], [3, 4, 5]]
-        with pytest.raises(bk.WorkerError, match=r"within timeout=0.6 seconds"):
-            next(iterator)
-        assert next(iterator)["x"].tolist() == [9, 10, 11]
 
 
 @pytest.mark.parametrize("timeout", [0, -1, "5", True])

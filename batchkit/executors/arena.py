@@ -83,14 +83,24 @@ def size_of(tree: Tree) -> int:
     return sum(-(-leaf.nbytes // ALIGNMENT) * ALIGNMENT for leaf in shared)
 
 
-def find(memory: npt.NDArray[np.uint8], layout: Layout) -> Tree:
-    """Return the tree whose columns lie in ``memory``, as views of it."""
+def find(memory: npt.NDArray[np.uint8], layout: Layout, own: int = 0) -> Tree:
+    """Return the tree whose columns lie in ``memory``, as views of it; columns of up to ``own`` bytes as copies."""
     extra = pickle.loads(layout.extra) if layout.extra else {}
     leaves = [
         extra[index] if at < 0 else np.ndarray(shape, dtype, memory, at)
         for index, (dtype, shape, at) in enumerate(layout.columns)
     ]
+    if own:
+        leaves = [
+            _copied(leaf) if layout.columns[i][2] >= 0 and leaf.nbytes <= own else leaf for i, leaf in enumerate(leaves)
+        ]
     return tree_.unflatten(layout.treedef, leaves)
+
+
+def _copied(column: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    own = aligned_empty(column.shape, column.dtype, ALIGNMENT)
+    own[...] = column
+    return own
 
 
 class RemoteBackend:

@@ -10,7 +10,7 @@ from typing import Any
 
 from batchkit import tree as tree_
 from batchkit.errors import PipelineError, WorkerError
-from batchkit.executors.executor import Executor, Run, Work
+from batchkit.executors.executor import Executor, Run, Work, close_steps
 from batchkit.executors.threads import Patience, ThreadRun, at_once, meter_of
 from batchkit.executors.tuning import MOST_THREADS, Seen, Setting, Trial, Tuner
 from batchkit.resources import cores, free_memory
@@ -217,6 +217,15 @@ class _AutoRun:
 
     def _inline(self) -> Tree:
         """Compute a step here, and see whether workers would pay."""
+        if self._closed:
+            raise StopIteration
+        try:
+            return self._computed()
+        finally:
+            if self._closed:  # meanwhile, by another thread
+                close_steps(self._steps)
+
+    def _computed(self) -> Tree:
         executor = self._executor
         if executor.tuner.started:  # and nothing was faster than this
             return self._work.compute(next(self._steps))
@@ -306,9 +315,7 @@ class _AutoRun:
         self._closed = True
         if self._run is not None:
             self._run.close()
-        close = getattr(self._steps, "close", None)
-        if close is not None:
-            close()
+        close_steps(self._steps)
 
 
 def _size(batch: Tree) -> int:

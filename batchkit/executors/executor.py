@@ -10,7 +10,7 @@ from batchkit.resources import cores
 from batchkit.stages.stage import at_least
 from batchkit.tree import Tree
 
-__all__ = ["Executor", "Run", "Work", "seconds", "worker_count"]
+__all__ = ["Executor", "Run", "Work", "close_steps", "seconds", "worker_count"]
 
 
 class Work(Protocol):
@@ -49,6 +49,21 @@ class Executor(Protocol):
         ``window`` steps may be pulled beyond those whose batch was delivered.
         """
         ...
+
+
+def close_steps(steps: Iterator[Any]) -> None:
+    """Close steps that come from a generator, unless another thread is in the middle of pulling one.
+
+    That thread has to call this again when it is done: a generator cannot be closed while it runs.
+    """
+    close = getattr(steps, "close", None)
+    if close is None:
+        return
+    try:
+        close()
+    except ValueError:
+        if not getattr(steps, "gi_running", False):
+            raise
 
 
 def seconds(timeout: Any) -> float | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from batchkit.errors import PipelineError
-from batchkit.executors.executor import Run, Work
+from batchkit.executors.executor import Run, Work, close_steps
 from batchkit.tree import Tree
 
 __all__ = ["InlineExecutor"]
@@ -34,15 +34,20 @@ class _InlineRun:
     def __init__(self, plan: Work, steps: Iterator[Any]) -> None:
         self._compute = plan.compute
         self._steps = steps
+        self._closed = False
 
     def __iter__(self) -> Iterator[Tree]:
         return self
 
     def __next__(self) -> Tree:
-        return self._compute(next(self._steps))
+        if self._closed:
+            raise StopIteration
+        try:
+            return self._compute(next(self._steps))
+        finally:
+            if self._closed:  # meanwhile, by another thread
+                close_steps(self._steps)
 
     def close(self) -> None:
-        steps, self._steps = self._steps, iter(())
-        close = getattr(steps, "close", None)
-        if close is not None:
-            close()
+        self._closed = True
+        close_steps(self._steps)

@@ -52,7 +52,7 @@ class Channel:
         Raises:
             EOFError: the other side is gone, or another thread has closed this one.
         """
-        body = pickle.dumps((message, [(handle.name, handle.size) for handle in handles]), pickle.HIGHEST_PROTOCOL)
+        body = transport.packed((message, [(handle.name, handle.size) for handle in handles]))
         with self._using:
             self._look()
             try:

@@ -20,6 +20,7 @@ import socket
 import struct
 import subprocess
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -44,6 +45,7 @@ __all__ = [
     "sweep",
 ]
 
+_ENDING_SECONDS = 2.0  # how long the server waits for a worker that was killed to be gone
 _HEADER = struct.Struct("<QI")  # bytes of the pickled message, file descriptors that come with it
 _MOST_DESCRIPTORS = 4
 
@@ -74,7 +76,7 @@ class Channel:
         Raises:
             EOFError: the other side is gone, or another thread has closed this one.
         """
-        body = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+        body = transport.packed(message)
         descriptors = [handle.fileno() for handle in handles]
         head = _HEADER.pack(len(body), len(descriptors))
         try:
@@ -374,8 +376,8 @@ class Crew:
         try:
             with self._lock:
                 self._server.send(("status", process))
-                status, _ = self._server.receive(timeout=5)
-        except (TimeoutError, EOFError):
+                status, _ = self._server.receive()  # no timeout: what came too late would answer the next request
+        except EOFError:
             return None
         return None if status is None else int(status)
 
@@ -415,11 +417,17 @@ def serve(work: Callable[[transport.Channel], None], connection: int, lifeline: 
 
 
 def _ending(process: int, ended: dict[int, int]) -> int | None:
-    """Return how a worker ended; it may take a moment until the kernel says so."""
-    if process not in ended:
+    """Return how a worker ended; ``None`` if that cannot be known, or is not within a moment."""
+    deadline = time.monotonic() + _ENDING_SECONDS  # the kernel may have to free a lot of memory first
+    while process not in ended:
         try:
-            _, status = os.waitpid(process, 0)
+            gone, status = os.waitpid(process, os.WNOHANG)
         except ChildProcessError:
             return None
-        ended[process] = os.waitstatus_to_exitcode(status)
+        if gone:
+            ended[process] = os.waitstatus_to_exitcode(status)
+        elif time.monotonic() > deadline:
+            return None
+        else:
+            time.sleep(0.001)
     return ended[process]

@@ -21,7 +21,7 @@ from batchkit.errors import PipelineError, WorkerError
 from batchkit.executors.arena import Arena, Layout, find, sizes
 from batchkit.executors.executor import Run, Work, seconds, worker_count
 from batchkit.executors.threads import ThreadRun, meter_of
-from batchkit.executors.transport import Channel, Crew, Handle, Transport, transport
+from batchkit.executors.transport import Channel, Crew, Handle, Transport, packed, transport
 from batchkit.executors.worker import PlannedWork
 from batchkit.metering import SOURCE, Sheet
 from batchkit.sources.stacking import detached
@@ -31,6 +31,9 @@ __all__ = ["ProcessExecutor"]
 
 ATTEMPTS = 3
 """How often a step is computed whose worker dies, before it is given up."""
+
+LARGE = 1 << 20
+"""From so many bytes on, a caller who keeps a small leaf of a batch shall not keep the others with it."""
 
 
 class ProcessExecutor:
@@ -62,11 +65,18 @@ class ProcessExecutor:
             PipelineError: a function cannot be sent to another process; names its stage.
         """
         key = getattr(plan, "plan", plan)
-        pool = next((pool for pool in self._pools if pool.key is key), None)
+        # A forked child has the pools of its parent, whose workers are not for both of them.
+        pool = next((pool for pool in self._pools if pool.key is key and pool.process == os.getpid()), None)
         if pool is None:
             pool = _Pool(key, plan, self.timeout, self._transport)
             self._pools.append(pool)
         return _ProcessRun(self, pool, steps, max(window, 1))
+
+    def release(self, plan: Any) -> None:
+        """End the workers of one plan."""
+        for pool in [pool for pool in self._pools if pool.key is plan]:
+            self._pools.remove(pool)
+            pool.stop()
 
     def close(self) -> None:
         """End all workers."""
@@ -121,15 +131,17 @@ class _Pool:
         """Return a worker that nobody else has."""
         with self._lock:
             if self._free:
-                return self._free.pop(0)
+                worker = self._free.pop(0)
+                worker.resume()
+                return worker
             worker = _Worker(self)
             self._all.append(worker)
             return worker
 
     def give(self, worker: _Worker) -> None:
-        """Take a worker back."""
+        """Take a worker back, unless its thread is still about to find out that it was interrupted."""
         with self._lock:
-            if worker not in self._free:
+            if worker not in self._free and not worker.busy:
                 self._free.append(worker)
 
     def start(self) -> tuple[Channel, int]:
@@ -249,19 +261,24 @@ class _Worker:
         self._dropped: list[int] = []
         self._count = 0
         self._need = 0
-        self._busy = False
+        self.busy = False
         self._interrupted = False
         self._fresh = True
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     # -- from any thread
 
     def interrupt(self) -> None:
-        """End what the worker is busy with; one that is idle stays."""
+        """End what the worker is busy with or about to begin; one that is idle stays."""
         with self._lock:
-            if self._busy:
-                self._interrupted = True
+            self._interrupted = True
+            if self.busy:
                 self._kill()
+
+    def resume(self) -> None:
+        """Be there for another run."""
+        with self._lock:
+            self._interrupted = False
 
     def shut(self) -> None:
         """End the process."""
@@ -284,7 +301,9 @@ class _Worker:
             BaseException: what computing the step raised in the worker.
         """
         with self._lock:
-            self._busy, self._interrupted = True, False
+            if self._interrupted:
+                raise WorkerError(f"{self._named(step)}: the iteration was closed")
+            self.busy = True
         meter = self._pool.meter
         sheet = None if meter is None else meter.sheet(elsewhere=True)
         try:
@@ -300,7 +319,7 @@ class _Worker:
             return batch
         finally:
             with self._lock:
-                self._busy = False
+                self.busy = False
 
     def _tried(self, step: Any, sheet: Sheet | None) -> Tree:
         for attempt in range(1, ATTEMPTS + 1):
@@ -349,7 +368,8 @@ class _Worker:
                 if sheet is not None and reply[3] is not None:
                     sheet.include(reply[3], self._fresh)
                 self._fresh = False
-                return find(piece.memory, reply[1])
+                size = piece.memory.size
+                return find(piece.memory, reply[1], own=size // 8 if size >= LARGE else 0)
             if kind == "failed":
                 raise _unpacked(*reply[1:])
             if kind == "grow":
@@ -386,7 +406,7 @@ class _Worker:
 
     def _send(self, channel: Channel, step: Any, piece: _Shared | None, handed: list[Any], measured: bool) -> None:
         try:
-            packed = pickle.dumps(step, pickle.HIGHEST_PROTOCOL)
+            job = packed((step, handed))
         except Exception as exc:
             raise WorkerError(
                 f"{self._named(step)}: its rows cannot be sent to a worker process: {exc}. "
@@ -394,7 +414,7 @@ class _Worker:
             ) from exc
         number = None if piece is None else piece.number
         dropped, self._dropped = self._dropped, []
-        self._send_with(channel, (packed, number, handed, dropped, measured), piece)
+        self._send_with(channel, (job, number, dropped, measured), piece)
 
     def _send_with(self, channel: Channel, message: Any, piece: _Shared | None) -> None:
         """Send a message, and the memory that it speaks of if the worker does not have it yet."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from batchkit.errors import WorkerError
-from batchkit.executors.executor import Run, Work, seconds, worker_count
+from batchkit.executors.executor import Run, Work, close_steps, seconds, worker_count
 from batchkit.metering import Meter
 from batchkit.tree import Tree
 
@@ -86,12 +86,15 @@ class _PatientRun:
     def __next__(self) -> Tree:
         if self._threads is not None:
             return next(self._threads)
+        if self._closed:
+            raise StopIteration
         asked = time.perf_counter()
-        step = next(self._steps)
         try:
-            return self._plan.compute(step)
+            return self._plan.compute(next(self._steps))
         finally:
             now = time.perf_counter()
+            if self._closed:  # meanwhile, by another thread
+                close_steps(self._steps)
             if self._patience.observe(now - asked, asked - self._returned) and not self._closed:
                 computers = [self._plan.compute] * self._workers
                 self._threads = ThreadRun(self._steps, self._window, computers, meter=meter_of(self._plan))
@@ -103,10 +106,7 @@ class _PatientRun:
         if self._threads is not None:
             self._threads.close()
             return
-        steps, self._steps = self._steps, iter(())
-        close = getattr(steps, "close", None)
-        if close is not None:
-            close()
+        close_steps(self._steps)
 
 
 def meter_of(work: Any) -> Meter | None:

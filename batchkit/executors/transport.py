@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pickle
 import socket
 import subprocess
 import sys
@@ -22,10 +23,24 @@ import numpy.typing as npt
 
 from batchkit.errors import PipelineError, nearest
 
-__all__ = ["STARTS", "Channel", "Crew", "Handle", "Transport", "has_posix", "launch", "live", "transport"]
+__all__ = ["STARTS", "Channel", "Crew", "Handle", "Transport", "has_posix", "launch", "live", "packed", "transport"]
 
 STARTS = ("auto", "forkserver", "spawn")
 """How workers may be started; ``"auto"`` is ``"forkserver"`` where there is one."""
+
+
+def packed(message: Any) -> bytes:
+    """Return a message pickled; classes that the other process could not import go along by value."""
+    try:
+        body = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+        if b"__main__" not in body:  # the other process has another one
+            return body
+    except Exception:  # a class inside a function, say
+        pass
+    import cloudpickle
+
+    by_value: bytes = cloudpickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+    return by_value
 
 
 class Handle(Protocol):
@@ -129,7 +144,13 @@ def launch(module: str, numbers: tuple[int, ...], **options: Any) -> subprocess.
         # A virtual environment's python.exe starts another process, which is the one to be watched and ended.
         executable, environment["__PYVENV_LAUNCHER__"] = base, executable
     return subprocess.Popen(
-        [executable, "-c", program, json.dumps(sys.path), *map(str, numbers)],
+        [
+            executable,
+            "-c",
+            program,
+            json.dumps([entry for entry in sys.path if isinstance(entry, str)]),
+            *map(str, numbers),
+        ],
         env=environment,
         stdin=subprocess.DEVNULL,
         **options,

@@ -19,9 +19,14 @@ from batchkit.metering import PROBED, MeasuredSlots, Sheet
 from batchkit.pipeline import Pipeline
 from batchkit.plan import Plan, compile
 from batchkit.skipping import Guard, LeftOut
+from batchkit.sources import GeneratorSource
 from batchkit.tree import Tree
 
 __all__ = ["HandedColumns", "HandedRows", "PlannedWork", "work"]
+
+
+def _nothing() -> tuple[Any, ...]:
+    return ()
 
 
 class HandedColumns:
@@ -81,6 +86,8 @@ class PlannedWork:
         if getattr(source, "in_memory", False):
             stand_in: Any = HandedRows(source) if hasattr(source, "read") else HandedColumns(source)
             self._pipeline = Pipeline(stand_in, plan.pipeline.stages)
+        elif isinstance(source, GeneratorSource):  # pulled by the caller, and maybe of what only the caller has
+            self._pipeline = Pipeline(GeneratorSource(_nothing, source.batched), plan.pipeline.stages)
 
     def arrive(self, channel: Channel) -> None:
         """Get ready, in the worker."""
@@ -89,6 +96,11 @@ class PlannedWork:
         self._slots = ArenaSlots(RemoteBackend(*self._facts, lambda leaf, dtype: _asked(channel, leaf, dtype)))
         self._slots.guard = Guard() if self._skips else None
         self._probes = PROBED
+
+    @property
+    def last_function(self) -> str:
+        """How a message about a batch names the last function that it went through."""
+        return self._plan.last_function
 
     def left_out(self, step: Any) -> list[LeftOut]:
         """Return the rows that a step has left out."""
@@ -108,6 +120,7 @@ class PlannedWork:
             return self._plan.compute(step, self._slots), None
         sheet = Sheet(probed=self._probes > 0)
         self._probes -= 1
+        sheet.watch()
         try:
             return self._plan.compute(step, MeasuredSlots(self._slots, sheet)), sheet.packed()
         finally:
@@ -140,7 +153,7 @@ def work(channel: Channel) -> None:
         problem = exc
     arenas: dict[int, npt.NDArray[np.uint8]] = {}
     while True:
-        (step, number, handed, dropped, measured), memories = channel.receive()
+        (sent, number, dropped, measured), memories = channel.receive()
         for old in dropped:
             arenas.pop(old, None)
         _map(arenas, number, memories)
@@ -148,14 +161,19 @@ def work(channel: Channel) -> None:
         try:
             if problem is not None:
                 raise WorkerError(f"a worker could not take the pipeline over: {problem}") from problem
-            step = pickle.loads(step)
+            step, handed = pickle.loads(sent)
             memory = arenas.get(number) if number is not None else None
             tree, took = _computed(job, step, arena, handed, memory, measured)
             left_out = job.left_out(step) if isinstance(job, PlannedWork) else []
         except BaseException as exc:
             channel.send(("failed", *_packed(exc)))
         else:
-            _deliver(channel, tree, arena, arenas, (left_out, took))
+            try:
+                _deliver(channel, tree, arena, arenas, (left_out, took))
+            except EOFError:
+                raise
+            except Exception as exc:
+                channel.send(("failed", *_packed(_unsendable(job, step, exc))))
         tree = arena = memory = None
 
 
@@ -191,6 +209,18 @@ def _deliver(
         arena = Arena(arenas[number])
         layout = arena.layout(tree)
     channel.send(("batch", layout, *besides))
+
+
+def _unsendable(job: Any, step: Any, exc: Exception) -> WorkerError:
+    where, after = f"step {step!r}", ""
+    if isinstance(job, PlannedWork):
+        where, after = f"epoch {step.epoch}, step {step.number}", job.last_function
+    error = WorkerError(
+        f"{where}: the batch cannot be sent to the caller{after}: {exc}. Return dicts, tuples and named tuples of "
+        "arrays, or use executor='threads'"
+    )
+    error.__cause__ = exc
+    return error
 
 
 def _map(arenas: dict[int, Any], number: int | None, memories: list[npt.NDArray[np.uint8]]) -> None:

@@ -127,7 +127,8 @@ def _compile_indexed(pipeline: Pipeline, shard: tuple[int, int]) -> Plan:
         late_calls=((), ()),
         pads_to=None,
         rows_per_batch=(cut.size * (rank + 1) // world - cut.size * rank // world) if static else None,
-        direct=final and not cut.pads,
+        # Columns that were handed to a worker are as the source has them, not yet as the backend wants them.
+        direct=final and not cut.pads and not hasattr(pipeline.source, "handed"),
         after="",
         last_function=_where(list(calls.values())),
         by_row=by_row,

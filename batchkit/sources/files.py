@@ -30,10 +30,11 @@ class NpySource(ArraySource):
 
     def __init__(self, path: Tree) -> None:
         self.path = tree_.map_leaves(_as_path, path)
+        self._found = tree_.map_leaves(os.path.abspath, self.path)
         super().__init__(tree_.map_leaves(_map_npy, self.path))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.path,)
+        return type(self), (self._found,)  # a worker may start in another directory
 
     def to_dict(self) -> dict[str, Any]:
         """Return the description that a config file would have."""
@@ -48,11 +49,12 @@ class NpzSource(ArraySource):
 
     def __init__(self, path: str | os.PathLike[str], keys: Sequence[str] | None = None) -> None:
         self.path = _as_path(path)
+        self._found = os.path.abspath(self.path)
         self.keys = None if keys is None else list(keys)
         super().__init__(_read_npz(self.path, self.keys))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.path, self.keys)
+        return type(self), (self._found, self.keys)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the description that a config file would have."""

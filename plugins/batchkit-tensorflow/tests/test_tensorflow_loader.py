@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Any
 
 import ml_dtypes  # TensorFlow brings it along
@@ -60,21 +59,6 @@ def address(tensor: tf.Tensor) -> int:
     return int(np.asarray(memoryview(tensor)).__array_interface__["data"][0])
 
 
-@pytest.mark.parametrize("executor", ["inline", "threads"])
-def test_the_bytes_are_those_of_numpy(executor: str) -> None:
-    pipe = bk.from_arrays({**columns(), "name": np.array([f"row {row}" for row in range(500)])}).shuffle(3).batch(64)
-    loader, oracle = bk.Loader(pipe, backend="tensorflow", executor=executor), bk.Loader(pipe, executor="inline")
-    for _ in range(2):
-        batches, wanted = list(loader), list(oracle)
-        assert len(batches) == len(wanted) == 8
-        for batch, want in zip(batches, wanted, strict=True):
-            assert list(batch) == list(want)
-            assert [name.decode() for name in batch["name"].numpy()] == want["name"].tolist()
-            for name in DTYPES:
-                assert batch[name].dtype.name == name
-                assert batch[name].numpy().tobytes() == want[name].tobytes()
-
-
 def test_nothing_is_copied_after_the_gathering() -> None:
     backend = Recording()
     data = {"x": np.zeros((500, 3), np.float32), "y": np.arange(500)}
@@ -82,40 +66,6 @@ def test_nothing_is_copied_after_the_gathering() -> None:
         for batch in loader:
             assert {address(batch["x"]), address(batch["y"])} <= backend.slots
     assert len(backend.slots) < 2 * 8, "slots are not used again"
-
-
-def at_an_odd_address(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    raw = np.empty(array.nbytes + 1, np.uint8)[1:]
-    raw[:] = array.reshape(-1).view(np.uint8)
-    return np.ndarray(array.shape, array.dtype, raw.data)
-
-
-def shifted(batch: dict[str, Any]) -> dict[str, Any]:
-    """Return columns that are not aligned, or not contiguous."""
-    return {**batch, "odd": at_an_odd_address(batch["x"]), "reversed": batch["x"][:, ::-1], "same": batch["x"]}
-
-
-@pytest.mark.parametrize("executor", ["inline", "threads"])
-@pytest.mark.parametrize("odd", [False, True])
-def test_a_batch_that_is_kept_never_changes(executor: str, odd: bool) -> None:
-    x = np.random.default_rng(0).standard_normal((4000, 32)).astype(np.float32)
-    source = {"x": at_an_odd_address(x) if odd else x, "i": np.arange(4000)}
-    pipe = bk.from_arrays(source).shuffle(1).batch(50).map(shifted)
-    kept: deque[Any] = deque(maxlen=30)
-    with bk.Loader(pipe, backend="tensorflow", executor=executor, prefetch=4) as loader:
-        for _ in range(3):
-            for batch in loader:
-                kept.append(batch)
-                check(kept[0], x)
-    for batch in kept:
-        check(batch, x)
-
-
-def check(batch: dict[str, Any], x: np.ndarray[Any, Any]) -> None:
-    want = x[batch["i"].numpy()]
-    for name in ("x", "odd", "same"):
-        np.testing.assert_array_equal(batch[name].numpy(), want)
-    np.testing.assert_array_equal(batch["reversed"].numpy(), want[:, ::-1])
 
 
 def test_a_slice_and_a_gradient_keep_the_memory_too() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Any
 
 import numpy as np
@@ -43,22 +42,6 @@ def columns(names: list[str], rows: int = 500) -> dict[str, np.ndarray[Any, Any]
     return found
 
 
-@pytest.mark.parametrize("executor", ["inline", "threads"])
-@pytest.mark.parametrize("names", [DTYPES, EXTENDED], ids=["plain", "extended"])
-def test_the_bytes_are_those_of_numpy(executor: str, names: list[str]) -> None:
-    pipe = bk.from_arrays(columns(names)).shuffle(3).batch(64)
-    loader, oracle = bk.Loader(pipe, backend="torch", executor=executor), bk.Loader(pipe, executor="inline")
-    for _ in range(2):
-        batches, wanted = list(loader), list(oracle)
-        assert len(batches) == len(wanted) == 8
-        for batch, want in zip(batches, wanted, strict=True):
-            assert list(batch) == list(want)
-            for name in names:
-                assert batch[name].dtype == getattr(torch, name)
-                assert tuple(batch[name].shape) == want[name].shape
-                assert batch[name].view(torch.uint8).numpy().tobytes() == want[name].tobytes()
-
-
 def test_nothing_is_copied_after_the_gathering() -> None:
     backend = Recording()
     data = {"x": np.zeros((500, 3), np.float32), **columns(["bfloat16"])}
@@ -66,40 +49,6 @@ def test_nothing_is_copied_after_the_gathering() -> None:
         for batch in loader:
             assert {tensor.data_ptr() for tensor in batch.values()} <= backend.slots
     assert len(backend.slots) < 2 * 8, "slots are not used again"
-
-
-def at_an_odd_address(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    raw = np.empty(array.nbytes + 1, np.uint8)[1:]
-    raw[:] = array.reshape(-1).view(np.uint8)
-    return np.ndarray(array.shape, array.dtype, raw.data)
-
-
-def shifted(batch: dict[str, Any]) -> dict[str, Any]:
-    """Return columns that are not aligned, or not contiguous."""
-    return {**batch, "odd": at_an_odd_address(batch["x"]), "reversed": batch["x"][:, ::-1], "same": batch["x"]}
-
-
-@pytest.mark.parametrize("executor", ["inline", "threads"])
-@pytest.mark.parametrize("odd", [False, True])
-def test_a_batch_that_is_kept_never_changes(executor: str, odd: bool) -> None:
-    x = np.random.default_rng(0).standard_normal((4000, 32)).astype(np.float32)
-    source = {"x": at_an_odd_address(x) if odd else x, "i": np.arange(4000)}
-    pipe = bk.from_arrays(source).shuffle(1).batch(50).map(shifted)
-    kept: deque[Any] = deque(maxlen=30)
-    with bk.Loader(pipe, backend="torch", executor=executor, prefetch=4) as loader:
-        for _ in range(3):
-            for batch in loader:
-                kept.append(batch)
-                check(kept[0], x)
-    for batch in kept:
-        check(batch, x)
-
-
-def check(batch: dict[str, Any], x: np.ndarray[Any, Any]) -> None:
-    want = x[batch["i"].numpy()]
-    for name in ("x", "odd", "same"):
-        np.testing.assert_array_equal(batch[name].numpy(), want)
-    np.testing.assert_array_equal(batch["reversed"].numpy(), want[:, ::-1])
 
 
 def test_a_slice_a_view_and_a_gradient_keep_the_memory_too() -> None:
