@@ -340,24 +340,28 @@ class _Probe:
     def __init__(self) -> None:
         self.intervals: list[tuple[int, float, float, float]] = []
         self._wakes: list[float] = []
-        self._over = threading.Event()
+        self._over, self._ended = threading.Event(), threading.Event()
+        self._ended.set()
         self._thread = threading.Thread(target=self._watch, name="batchkit-probe", daemon=True)
 
     def start(self) -> None:
         """Begin the watch."""
         self._wakes = [time.perf_counter()]
+        self._ended.clear()
         self._thread.start()
 
     def _watch(self) -> None:
         while not self._over.wait(_NAP):
             self._wakes.append(time.perf_counter())
+        self._ended.set()
 
     def shares(self) -> dict[int, tuple[float, float, float]]:
         """End the watch; return for each stage how long it was watched, held the GIL, and was on a core."""
         self._over.set()
-        if self._thread.ident is None:
-            return {}
-        self._thread.join()
+        # Ctrl-C may have come while the thread was being started: joining it would be an error then.
+        self._ended.wait(1.0)
+        if self._thread.ident is not None:
+            self._thread.join()
         wakes = [*self._wakes, time.perf_counter()]
         shares: dict[int, list[float]] = {}
         place = 0

@@ -143,14 +143,9 @@ def launch(module: str, numbers: tuple[int, ...], **options: Any) -> subprocess.
     if sys.platform == "win32" and sys.executable != (base := getattr(sys, "_base_executable", None) or executable):
         # A virtual environment's python.exe starts another process, which is the one to be watched and ended.
         executable, environment["__PYVENV_LAUNCHER__"] = base, executable
+    path = json.dumps([entry for entry in sys.path if isinstance(entry, str)])  # Python ignores all else there
     return subprocess.Popen(
-        [
-            executable,
-            "-c",
-            program,
-            json.dumps([entry for entry in sys.path if isinstance(entry, str)]),
-            *map(str, numbers),
-        ],
+        [executable, "-c", program, path, *map(str, numbers)],
         env=environment,
         stdin=subprocess.DEVNULL,
         **options,
