@@ -48,3 +48,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def threads_start_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the thread executor hand over after the first step, however cheap: the tests' steps would never start it."""
     monkeypatch.setattr("batchkit.executors.threads.SURE_SECONDS", -1.0)
+    monkeypatch.setattr("batchkit.executors.tuning._GAINS", float("inf"))  # and auto try threads, whatever they gain

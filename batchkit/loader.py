@@ -368,7 +368,7 @@ class Loader:
     def trace(self, path: str | os.PathLike[str]) -> None:
         """Write what was measured so far as Chrome trace events, which Perfetto and ``chrome://tracing`` open.
 
-        One row a thread, one box a stage of a step, and the caller's waiting. The latest 20,000
+        One row a thread, one box a stage of a step, and the caller's waiting. The latest 8,192
         boxes are kept; of steps that take less than about a millisecond only some are measured.
 
         Raises:

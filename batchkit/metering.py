@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from batchkit import tree as tree_
 from batchkit.tree import Tree
@@ -23,7 +25,8 @@ __all__ = [
     "SOURCE",
     "STAGED",
     "TRANSPORT",
-    "Event",
+    "WAIT",
+    "Events",
     "MeasuredSlots",
     "Meter",
     "Sheet",
@@ -45,21 +48,52 @@ _SHEET_SECONDS, _LAP_SECONDS = 10e-6, 1e-6  # what it costs to measure a step, a
 _COST = 0.003  # the share of a step that measuring it may take
 _RAREST = 256  # a step in so many is measured, however cheap they are
 PROBED = 3  # steps during which the GIL is watched
-_EVENTS = 20_000  # the latest that a trace shows
+_EVENTS = 8192  # the latest that a trace shows
 
+_WORTH_WATCHING = 1e-3
 _NAP = 100e-6
 _LATE = 250e-6  # a nap of the probe that nobody keeps from going on takes less
 
 
-class Event(NamedTuple):
-    """One box of a trace: what was done, when (seconds of ``time.perf_counter``), and by which thread."""
+WAIT = -2
+"""The stage number of the caller's waiting, in a trace."""
 
-    name: str | int
-    start: float
-    seconds: float
-    process: int
-    thread: int
-    step: tuple[int, int] | None = None
+_BOX = np.dtype(
+    [
+        ("stage", "i8"),
+        ("start", "f8"),
+        ("seconds", "f8"),
+        ("process", "i8"),
+        ("thread", "u8"),
+        ("epoch", "i8"),
+        ("step", "i8"),
+    ]
+)
+
+
+class Events:
+    """The boxes of a trace: what was done, when (seconds of ``time.perf_counter``), and by which thread.
+
+    The latest of them, in memory that is taken once: figures must not look like a leak.
+    """
+
+    def __init__(self) -> None:
+        self._boxes = np.zeros(0, _BOX)
+        self._count = 0
+
+    def add(
+        self, stage: int, start: float, seconds: float, process: int, thread: int, step: tuple[int, int] = (-1, -1)
+    ) -> None:
+        """Add a box."""
+        if not len(self._boxes):
+            self._boxes = np.ones(_EVENTS, _BOX)  # writes to all of it
+        self._boxes[self._count % _EVENTS] = (stage, start, seconds, process, thread, *step)
+        self._count += 1
+
+    def latest(self) -> npt.NDArray[Any]:
+        """Return the boxes as a structured array, in the order of their start."""
+        found = self._boxes[: min(self._count, _EVENTS)]
+        return found[np.argsort(found["start"], kind="stable")]
 
 
 class StageFigures:
@@ -193,7 +227,7 @@ class Meter:
         """How many steps the figures stand for."""
         self.pulls = 0
         """How many steps a generator's rows were pulled for."""
-        self.events: deque[Event] = deque(maxlen=_EVENTS)
+        self.events = Events()
         self._waiting = self._asked = 0
         self._lock = threading.Lock()
         self.due = 1
@@ -201,6 +235,7 @@ class Meter:
         self._period = self._since = 1
         self._open = 0
         self._probes = PROBED
+        self._long = True  # whether the last step was long enough to watch the GIL during the next one
         self._watched: Sheet | None = None
 
     def sheet(self, elsewhere: bool = False) -> Sheet | None:
@@ -217,7 +252,7 @@ class Meter:
         with self._lock:
             if self._watched is not None:  # whether it is that step or this one that holds the GIL cannot be told
                 self._watched.doubtful = True
-            probed = self._open == 0 and not elsewhere and self._probes > 0
+            probed = self._open == 0 and not elsewhere and self._probes > 0 and self._long
             self._open += 1
             self._probes -= probed
             sheet = Sheet(weight, probed)
@@ -231,6 +266,7 @@ class Meter:
         cost = _SHEET_SECONDS + sheet.laps * _LAP_SECONDS
         with self._lock:
             self._close(sheet)
+            self._long = sheet.seconds > _WORTH_WATCHING
             self._period = min(max(int(cost / (_COST * max(sheet.seconds, 1e-9))), 1), _RAREST)
             self.steps += sheet.weight
             for stage, figures in sheet.stages.items():
@@ -266,7 +302,7 @@ class Meter:
                 with self._lock:
                     self.pulls += 1
                     self._add(SOURCE, [1.0, seconds, on_core, 0.0], 1)
-                self.events.append(_event(SOURCE, began, seconds))
+                self._box(SOURCE, began, seconds)
                 yield step
         finally:
             close = getattr(steps, "close", None)
@@ -295,13 +331,13 @@ class Meter:
         """Count a batch that was put on the device ahead of the caller."""
         with self._lock:
             self._add(STAGED, [1.0, ended - began, ended - began, 0.0], 1)
-        self.events.append(_event(STAGED, began, ended - began))
+        self._box(STAGED, began, ended - began)
 
     def delivered(self, asked: float, came: float, given: float, weight: int) -> None:
         """Count a batch, standing for ``weight``, that was asked for, came, and was given to the caller."""
         with self._lock:
             self._add(PUT, [1.0, given - came, given - came, 0.0], weight)
-        self.events.append(_event("wait", asked, came - asked))
+        self._box(WAIT, asked, came - asked)
 
     def _add(self, stage: int, figures: list[float], weight: float) -> None:
         mine = self.stages.get(stage)
@@ -312,11 +348,14 @@ class Meter:
         mine.cpu += figures[2] * weight
         mine.bytes += figures[3] * weight
 
+    def _box(self, stage: int, start: float, seconds: float) -> None:
+        self.events.add(stage, start, seconds, os.getpid(), threading.get_ident())
+
     def _trace(self, sheet: Sheet) -> None:
         """Draw the stages one behind the other, also functions through which rows go in turn."""
         at = sheet.began
         for stage, figures in sheet.stages.items():
-            self.events.append(Event(stage, at, figures[1], sheet.process, sheet.thread, sheet.step))
+            self.events.add(stage, at, figures[1], sheet.process, sheet.thread, sheet.step or (-1, -1))
             at += figures[1]
 
 
@@ -328,10 +367,6 @@ class MeasuredSlots:
         self.prepared, self.guard = slots.prepared, slots.guard
         self.lessor, self.column, self.ready = slots.lessor, slots.column, slots.ready
         self.host_dtype, self.narrow_into = slots.host_dtype, slots.narrow_into
-
-
-def _event(name: str | int, start: float, seconds: float) -> Event:
-    return Event(name, start, seconds, os.getpid(), threading.get_ident())
 
 
 class _Probe:

@@ -65,9 +65,9 @@ class Statistics:
         """Note when the first batch was asked for and given."""
         self.began, self.first = asked, given - asked
 
-    def name_of(self, kind: int | str) -> str:
+    def name_of(self, kind: int) -> str:
         """Return how a stage is shown."""
-        return self._names.get(kind, f"stage {kind}") if isinstance(kind, int) else kind
+        return self._names.get(kind, f"stage {kind}")
 
     @property
     def seconds(self) -> float:

@@ -6,7 +6,7 @@ import json
 import os
 from typing import Any
 
-from batchkit.metering import Event
+from batchkit.metering import WAIT
 from batchkit.report import Statistics
 
 __all__ = ["trace_events", "write_trace"]
@@ -14,33 +14,31 @@ __all__ = ["trace_events", "write_trace"]
 
 def trace_events(statistics: Statistics) -> list[dict[str, Any]]:
     """Return the events of the Trace Event Format: a complete event (``"X"``) a box, times in microseconds."""
-    boxes = sorted(statistics.meter.events, key=lambda event: event.start)
-    if not boxes:
-        return []
-    zero = boxes[0].start
+    boxes = statistics.meter.events.latest()
     names = [
         {"name": "process_name", "ph": "M", "pid": process, "tid": 0, "args": {"name": _process_name(process)}}
-        for process in dict.fromkeys(event.process for event in boxes)
+        for process in dict.fromkeys(boxes["process"].tolist())
     ]
-    return names + [_box(event, statistics.name_of(event.name), zero) for event in boxes]
+    return names + [_box(statistics, box, float(boxes["start"][0])) for box in boxes]
 
 
 def _process_name(process: int) -> str:
     return "caller" if process == os.getpid() else f"worker {process}"
 
 
-def _box(event: Event, name: str, zero: float) -> dict[str, Any]:
+def _box(statistics: Statistics, event: Any, zero: float) -> dict[str, Any]:
+    stage = int(event["stage"])
     box: dict[str, Any] = {
-        "name": name,
-        "cat": "wait" if event.name == "wait" else "stage",
+        "name": "wait" if stage == WAIT else statistics.name_of(stage),
+        "cat": "wait" if stage == WAIT else "stage",
         "ph": "X",
-        "ts": round((event.start - zero) * 1e6, 3),
-        "dur": round(event.seconds * 1e6, 3),
-        "pid": event.process,
-        "tid": event.thread,
+        "ts": round((float(event["start"]) - zero) * 1e6, 3),
+        "dur": round(float(event["seconds"]) * 1e6, 3),
+        "pid": int(event["process"]),
+        "tid": int(event["thread"]),
     }
-    if event.step is not None:
-        box["args"] = {"epoch": event.step[0], "step": event.step[1]}
+    if event["step"] >= 0:
+        box["args"] = {"epoch": int(event["epoch"]), "step": int(event["step"])}
     return box
 
 

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,37 @@ def overlap(rounds: int) -> list[Line]:
             totals.append(total / max(load, spent / len(loader)))
     work = "a caller as slow as the loading, device prefetch: total time"
     return [Line(work, "the larger of the two", statistics.median(totals), 1.15, at_most=True)]
+
+
+def split(rounds: int) -> list[Line]:
+    """Whether a gather pays that is shared by two threads, where two threads could do a gather each instead."""
+    source = np.zeros((512, *LARGE[1:]), np.float32)
+    orders = [np.random.default_rng(seed).permutation(512)[:256] for seed in range(6)]
+    slots = [np.zeros(LARGE, np.float32) for _ in range(2)]
+
+    def take(rows: Any, out: Any) -> None:
+        source.take(rows, 0, out, "clip")
+
+    def together(pool: ThreadPoolExecutor) -> None:
+        for number, rows in enumerate(orders):
+            out = slots[number % 2]
+            list(pool.map(take, (rows[:128], rows[128:]), (out[:128], out[128:])))
+
+    def apart(pool: ThreadPoolExecutor) -> None:
+        for pair in zip(orders[::2], orders[1::2], strict=True):
+            list(pool.map(take, pair, slots))
+
+    ratios = []
+    with ThreadPoolExecutor(2) as pool:
+        together(pool)
+        for _ in range(rounds):
+            began = time.perf_counter()
+            together(pool)
+            half = time.perf_counter()
+            apart(pool)
+            ratios.append((time.perf_counter() - half) / (half - began))
+    work = "a gather of 154 MB split over two threads (above 1.1x it would pay)"
+    return [Line(work, "a gather each", statistics.median(ratios), 1.1, at_most=True)]
 
 
 def stamped(batch: Any) -> Any:
@@ -251,6 +283,7 @@ def main() -> None:
         lambda: gather(options.rounds),
         lambda: figures(options.rounds),
         lambda: overlap(options.rounds),
+        lambda: split(options.rounds),
         lambda: python_map(options.rounds),
         lambda: first_batch(options.rounds),
         lambda: large_batches(options.rounds),

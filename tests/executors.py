@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import batchkit as bk
+from batchkit.executors import ProcessExecutor
 
 EXECUTORS = ("inline", "threads", "processes", "auto")
 """Another executor joins by its word: whatever ``Loader(executor=)`` takes."""
@@ -32,9 +33,12 @@ X = np.random.default_rng(0).standard_normal((ROWS, 3)).astype(np.float32)
 
 
 def loaded(pipe: bk.Pipeline, executor: str, workers: int = 2, **options: Any) -> bk.Loader:
-    """Return a loader; the one place where the suite makes one of an executor's word."""
-    chosen: int | str = "auto" if executor == "auto" else workers
-    return bk.Loader(pipe, executor=executor, workers=chosen, **options)
+    """Return a loader. ``"auto"`` chooses its workers; ``"processes-spawn"`` says how they are started, too."""
+    name, _, start = executor.partition("-")
+    if start:
+        made = ProcessExecutor(workers, options.pop("timeout", None), start=start)
+        return bk.Loader(pipe, executor=made, **options)
+    return bk.Loader(pipe, executor=name, workers="auto" if name == "auto" else workers, **options)
 
 
 def numbers(rows: int = ROWS) -> bk.Pipeline:

@@ -220,7 +220,9 @@ import gc, os, sys, threading, time, numpy as np, batchkit as bk
 def slow(row):
     time.sleep(0.005)
     return row
-loader = bk.Loader(bk.from_arrays({"x": np.arange(1000)}).map(slow).batch(4), executor=sys.argv[1], workers=2)
+name, _, start = sys.argv[1].partition("-")
+executor = bk.executors.ProcessExecutor(2, start=start) if start else name
+loader = bk.Loader(bk.from_arrays({"x": np.arange(1000)}).map(slow).batch(4), executor=executor, workers=2)
 """
 
 

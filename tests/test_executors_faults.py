@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import sys
 import threading
 import time
 from collections import defaultdict
@@ -83,20 +84,6 @@ def test_rows_left_out_by_a_worker_that_died_are_counted_once(executor: str, tmp
     with loaded(numbers(12).map(bad_then_dies).batch(4), executor, on_error=bk.Skip(budget=1)) as loader:
         assert values(loader) == [[0, 1, 2, 3], [4, 6, 7], [8, 9, 10, 11]]
         assert loader.skipped == 1
-
-
-@killable
-def test_a_server_that_was_stopped_is_not_stopped_again(executor: str) -> None:
-    from batchkit.executors.posix import Crew
-
-    crew = Crew()
-    crew.stop()
-    others = [os.pipe() for _ in range(8)]  # have the numbers that the crew's own had
-    crew.stop()
-    for pair in others:
-        for descriptor in pair:
-            os.fstat(descriptor)
-            os.close(descriptor)
 
 
 # -- workers that hang, and what cannot be sent
@@ -209,3 +196,41 @@ def test_a_file_that_is_damaged_meanwhile_is_named_with_the_mend(executor: str, 
         pytest.raises(bk.WorkerError, match=rf"take the pipeline over: {path} is truncated.*download the file again"),
     ):
         list(loader)
+
+
+# -- the server that starts workers
+
+
+fork_server = pytest.mark.skipif(sys.platform == "win32", reason="there is none: processes cannot be forked")
+
+
+@fork_server
+def test_a_server_that_was_stopped_is_not_stopped_again() -> None:
+    from batchkit.executors.posix import Crew
+
+    crew = Crew()
+    crew.stop()
+    others = [os.pipe() for _ in range(8)]  # have the numbers that the crew's own had
+    crew.stop()
+    for pair in others:
+        for descriptor in pair:
+            os.fstat(descriptor)
+            os.close(descriptor)
+
+
+@fork_server
+def test_a_worker_that_takes_long_to_end_is_not_taken_for_the_next_one() -> None:
+    from batchkit.executors.posix import Crew
+
+    crew = Crew()
+    try:
+        channel, first = crew.start()
+        assert crew.status(first) is None  # the kernel may need seconds for one that had a lot of memory
+        channel.close()
+        other, second = crew.start()
+        assert second > 1  # it will be killed by this number, and 0 would be this process and all its kin
+        assert second != first
+        assert alive(second)
+        other.close()
+    finally:
+        crew.stop()

@@ -23,9 +23,11 @@ MEMORY_SHARE = 0.25
 
 _TRIAL_SECONDS = 0.3
 _FEWEST, _MOST = 6, 64  # steps of a trial, besides those that come while its workers start
+_LEAST_SECONDS = 0.05  # more steps than that, if they are so cheap
 _ENDLESS = 1 << 62
+_SEEN, _CHEAP = 12, 5e-3  # so many steps are looked at, if they take less than that (seconds)
 _ENOUGH = 0.25  # seconds of work after which fewer than three steps will do
-_CALM, _RARELY = 64, 16  # after so many cheap steps in a row only one in so many is looked at
+_CALM, _RARELY = 64, 32  # after so many cheap steps in a row only one in so many is looked at
 
 
 class AutoExecutor:
@@ -188,6 +190,7 @@ class _AutoRun:
 
     def __init__(self, executor: AutoExecutor, work: Work, steps: Iterator[Any], window: int) -> None:
         self._executor, self._work, self._steps, self._window = executor, work, steps, window
+        self._compute = work.compute
         self._feed = _Feed(steps)
         self._run: Run | None = None
         self._clock: _Clock | None = None
@@ -200,6 +203,17 @@ class _AutoRun:
         return self
 
     def __next__(self) -> Tree:
+        if self._calm > 2:  # computed here, and not looked at
+            self._calm -= 1
+            try:
+                return self._compute(next(self._steps))
+            finally:
+                if self._closed:
+                    self._calm = 0
+                    close_steps(self._steps)
+        if self._calm == 2:
+            self._calm = 1
+            return self._here()
         while self._run is not None:
             asked = time.perf_counter()
             try:
@@ -213,47 +227,51 @@ class _AutoRun:
             if self._clock is not None:
                 self._clock.add(asked, time.perf_counter())
             return batch
-        return self._inline()
+        if self._executor.tuner.started:  # and nothing was faster than this
+            self._calm = _ENDLESS
+            return self._here()
+        return self._watched()
 
-    def _inline(self) -> Tree:
-        """Compute a step here, and see whether workers would pay."""
+    def _here(self) -> Tree:
+        """Compute a step in the caller's thread."""
         if self._closed:
             raise StopIteration
         try:
-            return self._computed()
+            return self._compute(next(self._steps))
         finally:
+            if self._calm == 1:  # the next step is looked at, and how long the caller took before it
+                self._returned = time.perf_counter()
             if self._closed:  # meanwhile, by another thread
                 close_steps(self._steps)
 
-    def _computed(self) -> Tree:
-        executor = self._executor
-        if executor.tuner.started:  # and nothing was faster than this
-            return self._work.compute(next(self._steps))
-        self._calm -= 1
-        if self._calm > 0:
-            batch = self._work.compute(next(self._steps))
-            self._returned = time.perf_counter()
-            return batch
-        asked, cpu = time.perf_counter(), time.thread_time()
-        step, size = next(self._steps), 0
+    def _watched(self) -> Tree:
+        """Do the same, and see whether workers would pay."""
+        asked, cpu, size = time.perf_counter(), time.thread_time(), 0
+        gap = asked - self._returned if self._returned else 0.0
         try:
-            batch = self._work.compute(step)
+            batch = self._here()
             size = _size(batch)
             return batch
         finally:
-            now = time.perf_counter()
-            gap = asked - self._returned if self._returned else 0.0
-            self._returned = now
+            now = self._returned = time.perf_counter()
             self._observe(Seen(now - asked, time.thread_time() - cpu, gap, size))
 
     def _observe(self, seen: Seen) -> None:
         executor = self._executor
         executor.spent += seen.seconds
-        executor.seen = [*executor.seen[-6:], seen]
+        executor.seen = [*executor.seen[1 - _SEEN :], seen]
         self._cheap = 0 if executor.patience.observe(seen.seconds, seen.gap) else self._cheap + 1
         self._calm = _RARELY if self._cheap > _CALM else 1
-        if not self._cheap and not self._closed and (len(executor.seen) > 2 or executor.spent > _ENOUGH or at_once()):
+        if not self._cheap and not self._closed and self._seen_enough():
             self._choose()
+            if not executor.tuner.started:  # nothing should be faster: look again later
+                self._calm = _CALM
+
+    def _seen_enough(self) -> bool:
+        """Return whether enough was seen to tell what later steps will be like: the first ones are slower."""
+        executor = self._executor
+        cheap = executor.spent < _CHEAP * len(executor.seen)
+        return len(executor.seen) >= (_SEEN if cheap else 3) or executor.spent > _ENOUGH or at_once()
 
     def _choose(self) -> None:
         """Start what is to be tried next, or the best that is known; nothing while too little was seen."""
@@ -263,6 +281,8 @@ class _AutoRun:
                 return
             meter = meter_of(self._work)
             tuner.begin(executor.seen, None if meter is None else meter.gil_share)
+            if not tuner.started:
+                return
             executor.began = time.perf_counter() - executor.spent
         assert executor.began is not None
         tuner.work = time.perf_counter() - executor.began + self._left()
@@ -284,7 +304,8 @@ class _AutoRun:
 
     def _steps_of_trial(self, setting: Setting) -> int:
         wanted = math.ceil(_TRIAL_SECONDS / max(self._executor.tuner.predicted(setting), 1e-6))
-        steps = min(max(wanted, _FEWEST, 2 * setting.workers), _MOST)
+        most = max(_MOST, int(wanted * _LEAST_SECONDS / _TRIAL_SECONDS))
+        steps = min(max(wanted, _FEWEST, 2 * setting.workers), most)
         return -(-steps // setting.workers) * setting.workers  # so that no worker is idle at the end
 
     def _left(self) -> float:
@@ -312,7 +333,7 @@ class _AutoRun:
 
     def close(self) -> None:
         """End what is running."""
-        self._closed = True
+        self._closed, self._calm = True, 0
         if self._run is not None:
             self._run.close()
         close_steps(self._steps)
