@@ -17,8 +17,8 @@ from batchkit.tree import Tree
 
 __all__ = ["BatchIterator", "Cursor", "Delivery", "Work"]
 
-SLOW = 500e-6
-RARELY = 32
+SLOW = 500e-6  # seconds: of batches that take longer every one is measured
+RARELY = 128  # of others one in so many
 
 
 class Cursor:

@@ -45,8 +45,8 @@ PUT = 10_003
 """The backend's hand-over to the caller."""
 
 _SHEET_SECONDS, _LAP_SECONDS = 10e-6, 1e-6  # what it costs to measure a step, and each of its laps
-_COST = 0.003  # the share of a step that measuring it may take
-_RAREST = 256  # a step in so many is measured, however cheap they are
+_COST = 0.0015  # the share of a step that measuring it may take
+_RAREST = 512  # a step in so many is measured, however cheap they are
 PROBED = 3  # steps during which the GIL is watched
 _EVENTS = 8192  # the latest that a trace shows
 

@@ -27,7 +27,7 @@ _LEAST_SECONDS = 0.05  # more steps than that, if they are so cheap
 _ENDLESS = 1 << 62
 _SEEN, _CHEAP = 12, 5e-3  # so many steps are looked at, if they take less than that (seconds)
 _ENOUGH = 0.25  # seconds of work after which fewer than three steps will do
-_CALM, _RARELY = 64, 32  # after so many cheap steps in a row only one in so many is looked at
+_CALM, _RARELY = 64, 128  # after so many cheap steps in a row only one in so many is looked at
 
 
 class AutoExecutor:
