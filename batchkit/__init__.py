@@ -20,9 +20,11 @@ from batchkit.pipeline import (
     from_generator,
     from_npy,
     from_npz,
+    from_ragged,
     from_sequence,
     from_source,
 )
+from batchkit.ragged import Ragged
 from batchkit.schema import LeafSpec
 from batchkit.skipping import Skip
 from batchkit.sources import Source
@@ -40,12 +42,14 @@ __all__ = [
     "Loader",
     "NumpyBackend",
     "Pipeline",
+    "Ragged",
     "Skip",
     "Source",
     "from_arrays",
     "from_generator",
     "from_npy",
     "from_npz",
+    "from_ragged",
     "from_sequence",
     "from_source",
     "hookimpl",

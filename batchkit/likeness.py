@@ -16,9 +16,10 @@ __all__ = ["Likeness"]
 class Likeness:
     """What the first delivered batch of a pipeline with functions looks like; later ones must, too."""
 
-    def __init__(self, host: Tree, at: tuple[int, int]) -> None:
+    def __init__(self, host: Tree, at: tuple[int, int], varies: bool = False) -> None:
         leaves, self._treedef = tree_.flatten(host)
-        self._signature = _signature(leaves)
+        self._varies = varies  # rows of one batch are alike, but not those of two
+        self._signature = _signature(leaves, varies)
         self._specs = [spec_of(leaf) for leaf in leaves]
         self._at = at
 
@@ -29,7 +30,7 @@ class Likeness:
             SchemaError: it has other leaves, dtypes or row shapes; names the leaf, both, and the mend.
         """
         leaves, treedef = tree_.flatten(host)
-        if treedef == self._treedef and _signature(leaves) == self._signature:
+        if treedef == self._treedef and _signature(leaves, self._varies) == self._signature:
             return
         where = f"epoch {at[0]}, step {at[1]}"
         first = f"in epoch {self._at[0]}, step {self._at[1]}"
@@ -41,14 +42,20 @@ class Likeness:
             )
         for path, leaf, then_spec in zip(tree_.paths(treedef), leaves, self._specs, strict=True):
             now_spec = spec_of(leaf)
-            if now_spec.dtype != then_spec.dtype or now_spec.shape[1:] != then_spec.shape[1:]:
+            unlike = now_spec.shape[1:] != then_spec.shape[1:]
+            if self._varies:
+                unlike = len(now_spec.shape) != len(then_spec.shape)
+            if now_spec.dtype != then_spec.dtype or unlike:
                 label, now, then = tree_.leaf_label(path), _row(now_spec), _row(then_spec)
                 mend = _mend(path, now_spec, then_spec)
                 raise SchemaError(f"{where}: {label} is {now}, but {first} it was {then}{after}. {mend}")
 
 
-def _signature(leaves: list[Any]) -> Any:
-    return [(leaf.dtype.kind if leaf.dtype.kind in "US" else leaf.dtype, leaf.shape[1:]) for leaf in leaves]
+def _signature(leaves: list[Any], varies: bool) -> Any:
+    return [
+        (leaf.dtype.kind if leaf.dtype.kind in "US" else leaf.dtype, leaf.ndim if varies else leaf.shape[1:])
+        for leaf in leaves
+    ]
 
 
 def _row(spec: LeafSpec) -> LeafSpec:

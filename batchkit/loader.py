@@ -295,7 +295,7 @@ class Loader:
             left_out = self._slots.guard.pop((epoch, number))
             self._ledger.add(epoch, number, len(tree_.flatten(host)[0][0]), left_out)
         if self._likeness is None:
-            self._likeness = Likeness(host, (epoch, number))
+            self._likeness = Likeness(host, (epoch, number), self.plan.varies)
         else:
             self._likeness.check(host, (epoch, number), self.plan.last_function)
 

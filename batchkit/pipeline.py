@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -10,7 +10,16 @@ from batchkit import stages as st
 from batchkit.errors import ConfigError, PipelineError, PipelineTypeError, UnknownNameError, nearest
 from batchkit.preview import Preview, preview
 from batchkit.schema import describe
-from batchkit.sources import SOURCES, ArraySource, GeneratorSource, NpySource, NpzSource, SequenceSource, Source
+from batchkit.sources import (
+    SOURCES,
+    ArraySource,
+    GeneratorSource,
+    NpySource,
+    NpzSource,
+    RaggedSource,
+    SequenceSource,
+    Source,
+)
 from batchkit.stages import Stage
 from batchkit.tree import Tree
 
@@ -21,6 +30,7 @@ __all__ = [
     "from_generator",
     "from_npy",
     "from_npz",
+    "from_ragged",
     "from_sequence",
     "from_source",
 ]
@@ -108,6 +118,31 @@ class Pipeline:
         adds a boolean leaf ``"mask"``, true for real rows, so that all shapes are static.
         """
         return self._then(st.Batch(size, remainder))
+
+    def padded_batch(
+        self,
+        size: int,
+        *,
+        length: int | Sequence[int | None] | Mapping[str, Any] | None = None,
+        multiple_of: int = 1,
+        pad_value: Any = 0,
+        remainder: str = "keep",
+        lengths: bool = False,
+    ) -> Pipeline:
+        """Put ``size`` rows whose leaves differ in shape into a batch, filled up behind their values.
+
+        ``length`` is what leaves are filled up to along their first axis (a list: along several axes), one for
+        all or a mapping by leaf: then shapes are static, and a longer row is an error. Without it the longest
+        row of the rank's batch decides, rounded up to ``multiple_of``. ``pad_value`` is one for all leaves, or a
+        mapping by leaf. ``lengths=True`` adds an int64 leaf ``"x_length"`` for every padded leaf ``"x"``.
+
+        >>> import numpy as np
+        >>> pipe = from_ragged({"x": np.arange(6)}, [0, 1, 3, 6]).padded_batch(3, pad_value=-1)
+        >>> from batchkit.plan import compile
+        >>> compile(pipe).batch(0)["x"].tolist()
+        [[0, -1, -1], [1, 2, -1], [3, 4, 5]]
+        """
+        return self._then(st.PaddedBatch(size, remainder, length, multiple_of, pad_value, lengths))
 
     def unbatch(self) -> Pipeline:
         """Take batches apart into rows."""
@@ -317,6 +352,18 @@ def from_generator(fn: Callable[..., Any] | str, *, batched: bool = False, **kwa
         PipelineTypeError: ``fn`` is not a function.
     """
     return Pipeline(GeneratorSource(fn, batched, kwargs))
+
+
+def from_ragged(values: Tree, offsets: Any, columns: Tree | None = None) -> Pipeline:
+    """Rows of different lengths: row ``i`` is ``values[offsets[i]:offsets[i + 1]]`` of every array of ``values``.
+
+    ``columns``, a dict of arrays with one entry a row, are joined to them. Nothing is copied. Behind
+    ``batch`` such a leaf is a :class:`~batchkit.Ragged`; ``padded_batch`` makes an array of it.
+
+    Raises:
+        SchemaError: the offsets do not cut the values, or the columns have another number of rows.
+    """
+    return Pipeline(RaggedSource(values, offsets, columns))
 
 
 def from_source(source: Any) -> Pipeline:

@@ -10,6 +10,7 @@ import numpy as np
 from batchkit import stages as st
 from batchkit import tree as tree_
 from batchkit.errors import BatchkitError, StageError
+from batchkit.padding import fresh, padded_rows
 from batchkit.random import RowRandom, ScalarRandom
 from batchkit.schema import LeafSpec, spec_tree
 from batchkit.sources.stacking import normalise_row, stack_rows
@@ -58,7 +59,10 @@ def _first_row(source: Any) -> Tree:
 
 def _after(stage: Stage, tree: Tree, columns: bool) -> tuple[Tree, bool]:
     if isinstance(stage, st.Batch):
-        tree = stack_rows([tree], [0])
+        if isinstance(stage, st.PaddedBatch):
+            tree = padded_rows(stage, [tree], [0], "", fresh)
+        else:
+            tree = stack_rows([tree], [0])
         return (st.with_mask(tree, np.ones(1, bool)) if stage.remainder == "pad" else tree), True
     if isinstance(stage, st.Unbatch):
         return tree_.map_leaves(lambda leaf: leaf[0], tree), False

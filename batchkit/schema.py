@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from batchkit import tree as tree_
 from batchkit.errors import SchemaError
+from batchkit.ragged import Ragged
 from batchkit.tree import Tree
 
 __all__ = ["LeafSpec", "as_leaf", "batched", "describe", "native", "slot_dtype", "spec_of", "spec_tree"]
@@ -48,12 +49,14 @@ def slot_dtype(dtype: np.dtype[Any]) -> bool:
 def as_leaf(value: Any, where: str) -> npt.NDArray[Any]:
     """Return ``value`` as an array without copying where possible.
 
-    Takes arrays, Python and NumPy scalars, lists, and whatever has ``__array__`` (tensors
+    Takes arrays, ragged columns, Python and NumPy scalars, lists, and whatever has ``__array__`` (tensors
     of any framework, images). ``where`` begins the message of the :class:`SchemaError` that
     is raised for ``None``, ragged lists and Python objects.
     """
     if type(value) is np.ndarray and value.dtype.kind != "O":
         return value
+    if type(value) is Ragged:
+        return value  # type: ignore[return-value]  # has what a column needs: dtype, shape, ndim, len()
     if value is None:
         raise SchemaError(f"{where} is None. Return a value, or leave the leaf out with drop()")
     if isinstance(value, np.ma.MaskedArray):

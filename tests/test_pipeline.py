@@ -237,6 +237,8 @@ def test_a_pipeline_survives_json_and_gives_the_same_batches(tmp_path: Any, monk
         .select("y", "mask")
         .drop("mask")
         .unbatch()
+        .padded_batch(3, multiple_of=2)
+        .unbatch()
         .batch(2)
     )
     described = json.loads(json.dumps(pipe.to_dict()))

@@ -448,6 +448,8 @@ class _Worker:
             return None, [[detached(row) for row in source.read(ids)] for ids in requests]
         specs, treedef = tree_.flatten(source.schema)
         kinds = [(spec.dtype, spec.shape) for spec in specs]
+        if any(None in shape for _, shape in kinds):  # ragged columns: how large they are is not known before
+            return None, [source.gather(ids) for ids in requests]
         piece = self._piece(max(sum(sizes(kinds, len(ids)) for ids in requests), self._need, 1))
         arena, layouts = Arena(piece.memory), []
         for ids in requests:

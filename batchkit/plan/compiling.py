@@ -83,7 +83,8 @@ def _where(calls: list[Call]) -> str:
 def _compile_indexed(pipeline: Pipeline, shard: tuple[int, int]) -> Plan:
     calls = _numbered_calls(pipeline)
     by_row = hasattr(pipeline.source, "read")
-    final = not calls and not by_row and not any(isinstance(stage, st.Unbatch) for stage in pipeline.stages)
+    changed = any(isinstance(stage, (st.Unbatch, st.PaddedBatch)) for stage in pipeline.stages)
+    final = not calls and not by_row and not changed
     rows: Any = nodes.SourceRows(pipeline.source, final, _whole(pipeline))
     batches: Any = None
     cut: nodes.CutRows | None = None

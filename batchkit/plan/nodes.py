@@ -17,10 +17,12 @@ from batchkit import tree as tree_
 from batchkit.errors import BatchkitError, PipelineError, SchemaError, SourceError
 from batchkit.metering import SOURCE, Sheet
 from batchkit.plan.calls import Call, Rows, call_columns, call_rows, chosen_rows
+from batchkit.plan.cutting import cut_rows
+from batchkit.ragged import part, refuse_ragged
 from batchkit.schema import LeafSpec
 from batchkit.skipping import Guard
 from batchkit.sources import ArraySource
-from batchkit.sources.stacking import Lease, stack_rows
+from batchkit.sources.stacking import Lease
 from batchkit.stages.order import Epochs, Locator, Positions
 from batchkit.tree import Tree
 
@@ -273,7 +275,7 @@ class CutRows:
 
     def __init__(self, before: RowsNode, stage: st.Batch, number: int, after: str) -> None:
         self.length = stage.batches(before.length)
-        self.number = number
+        self.stage, self.number = stage, number
         self.rows = before.length
         self.size = stage.size
         self.pads = stage.remainder == "pad"
@@ -285,9 +287,7 @@ class CutRows:
 
     def read(self, number: int, epoch: int, shard: tuple[int, int], slots: SlotPool) -> Rows:
         positions, padded, surplus = self._cut(number, shard)
-        rows = self.before.read(positions, epoch, slots)
-        if rows.items is not None:
-            rows = Rows(rows.ids, rows.epochs, stack_rows(rows.items, rows.ids, self._after, self._lease(slots)))
+        rows = cut_rows(self.stage, self.before.read(positions, epoch, slots), self._after, self._lease(slots))
         if self.pads:
             rows = pad_columns(none_of(rows) if surplus else rows, padded)
         else:
@@ -427,7 +427,7 @@ def _picked(parts: list[tuple[npt.NDArray[np.intp], Rows]], offsets: npt.NDArray
 
 def none_of(rows: Rows) -> Rows:
     """Return no rows, with the columns that these have."""
-    return Rows(rows.ids[:0], 0, columns=tree_.map_leaves(lambda leaf: leaf[:0], rows.columns))
+    return Rows(rows.ids[:0], 0, columns=tree_.map_leaves(lambda leaf: part(leaf, 0, 0), rows.columns))
 
 
 def pad_columns(rows: Rows, size: int) -> Rows:
@@ -436,6 +436,8 @@ def pad_columns(rows: Rows, size: int) -> Rows:
     mask = np.arange(size) < have
     if have == size:
         return Rows(rows.ids, rows.epochs, columns=st.with_mask(rows.columns, mask))
+
+    refuse_ragged(rows.columns, "batch(remainder='pad')")
 
     def filled(leaf: npt.NDArray[Any]) -> npt.NDArray[Any]:
         whole = np.zeros((size, *leaf.shape[1:]), leaf.dtype)

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batchkit import tree as tree_
+from batchkit.ragged import Ragged
 from batchkit.tree import Tree
 
 __all__ = ["owned", "roots"]
@@ -33,6 +34,8 @@ def owned(leaves: list[Any], given: set[int]) -> None:
     """
     fresh = _fresh_references()
     for index in range(len(leaves)):
+        if isinstance(leaves[index], Ragged):  # never handed over as it is
+            continue
         if _references(leaves, index, given) > fresh[leaves[index].base is not None]:
             leaves[index] = leaves[index].copy()
 

@@ -16,11 +16,13 @@ from batchkit import stages as st
 from batchkit import tree as tree_
 from batchkit.errors import BatchkitError, PipelineError, SchemaError
 from batchkit.metering import HOST_COPY
+from batchkit.padding import padded_schema
 from batchkit.pipeline import Pipeline
 from batchkit.plan import nodes, streams
 from batchkit.plan.calls import Call, Rows, call_columns, call_rows
+from batchkit.plan.cutting import cut_rows
+from batchkit.ragged import Ragged, part, refuse_ragged
 from batchkit.schema import LeafSpec, spec_of
-from batchkit.sources.stacking import stack_rows
 from batchkit.tree import Tree
 
 __all__ = ["FreshMemory", "Plan", "Step"]
@@ -101,6 +103,11 @@ class Plan:
         """Whether a user's function is called."""
         return any(isinstance(stage, st.FunctionStage) for stage in self.pipeline.stages)
 
+    @property
+    def varies(self) -> bool:
+        """Whether the row shapes of batches differ, because the longest row of each decides."""
+        return any(isinstance(stage, st.PaddedBatch) and not stage.static for stage in self.pipeline.stages)
+
     def steps(self, epoch: int, start: int = 0, part: tuple[int, int] = (0, 1)) -> Iterator[Step]:
         """Return the steps of an epoch from ``start`` on whose number ``k`` has ``k % part[1] == part[0]``."""
         index, count = part
@@ -163,7 +170,7 @@ class Plan:
         surplus = rows.surplus
         if rows.items is not None:
             rows = call_rows(rows, row_calls, slots.guard, slots.sheet)
-            rows = Rows(rows.ids, rows.epochs, columns=stack_rows(rows.items or [], rows.ids, self.after, slots.column))
+            rows = cut_rows(self.pipeline.stages[self.last_batch], rows, self.after, slots.column)  # type: ignore[arg-type]
             if self.pads_to is not None:
                 rows = nodes.pad_columns(nodes.none_of(rows) if surplus else rows, self.pads_to)
                 surplus = False
@@ -190,12 +197,14 @@ class Plan:
         if surplus:
             low, high = 0, 1
         epochs = rows.epochs if isinstance(rows.epochs, int) else rows.epochs[low:high]
-        columns = tree_.map_leaves(lambda leaf: leaf[low:high], rows.columns)
+        columns = tree_.map_leaves(lambda leaf: part(leaf, low, high), rows.columns)
         return Rows(rows.ids[low:high], epochs, columns=columns), surplus
 
     def ready(self, rows: Rows, slots: Any) -> Tree:
         """Return the columns of a finished batch as the backend wants them."""
         leaves, treedef = tree_.flatten(rows.columns)
+        if any(isinstance(leaf, Ragged) for leaf in leaves):
+            refuse_ragged(rows.columns, "a batch")
         if rows.surplus:
             leaves = [leaf[:0] for leaf in leaves]
         paths = tree_.paths(treedef)
@@ -248,9 +257,12 @@ class Plan:
             raise SchemaError("the pipeline has no batches, so that their schema cannot be known. Give it rows")
         columns = self.compute(step, FreshMemory())
 
+        varies = self.varies
+
         def batch_spec(leaf: npt.NDArray[Any]) -> LeafSpec:
             spec = spec_of(leaf)
-            return LeafSpec(spec.dtype, (self.rows_per_batch, *spec.shape[1:]))
+            row = tuple([None] * (leaf.ndim - 1)) if varies else spec.shape[1:]
+            return LeafSpec(spec.dtype, (self.rows_per_batch, *row))
 
         return tree_.map_leaves(batch_spec, columns)
 
@@ -266,8 +278,10 @@ class Plan:
         for stage in self.pipeline.stages:
             if isinstance(stage, st.ColumnStage):
                 schema = stage.apply(schema)
-            elif isinstance(stage, st.Batch) and stage.remainder == "pad":
-                schema = st.with_mask(schema, LeafSpec(np.dtype(bool), ()))
+            elif isinstance(stage, st.Batch):
+                schema = padded_schema(stage, schema) if isinstance(stage, st.PaddedBatch) else schema
+                if stage.remainder == "pad":
+                    schema = st.with_mask(schema, LeafSpec(np.dtype(bool), ()))
         return tree_.map_leaves(lambda spec: LeafSpec(_unsized(spec.dtype), (self.rows_per_batch, *spec.shape)), schema)
 
     def fingerprint(self) -> dict[str, Any]:

@@ -16,11 +16,13 @@ from batchkit import stages as st
 from batchkit import tree as tree_
 from batchkit.errors import BatchkitError, SchemaError, SourceError
 from batchkit.functions import describe_function
+from batchkit.padding import fresh
 from batchkit.plan.calls import Call, Rows, call_columns, call_rows
+from batchkit.plan.cutting import cut_rows
 from batchkit.plan.nodes import pad_columns
 from batchkit.schema import as_leaf
 from batchkit.sources import GeneratorSource
-from batchkit.sources.stacking import detached, split_rows, stack_rows
+from batchkit.sources.stacking import detached, split_rows
 from batchkit.tree import Tree
 
 __all__ = [
@@ -168,7 +170,7 @@ class CutStream:
         ids = np.array(numbers)
         epochs = turns[0] if turns[0] == turns[-1] else np.array(turns)  # epochs only grow
         if self._stacks:
-            whole = Rows(ids, epochs, columns=stack_rows(items, ids))
+            whole = cut_rows(self._stage, Rows(ids, epochs, items=list(items)), "", fresh)
             return pad_columns(whole, cut) if self._stage.remainder == "pad" else whole
         return Rows(ids, epochs, items=list(items), surplus=surplus)
 

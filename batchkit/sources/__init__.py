@@ -10,6 +10,7 @@ from batchkit.functions import resolve_function
 from batchkit.sources.arrays import ArraySource
 from batchkit.sources.files import NpySource, NpzSource
 from batchkit.sources.generator import GeneratorSource
+from batchkit.sources.ragged import RaggedSource
 from batchkit.sources.sequence import SequenceSource
 from batchkit.sources.source import RowReader, Source
 
@@ -19,6 +20,7 @@ __all__ = [
     "GeneratorSource",
     "NpySource",
     "NpzSource",
+    "RaggedSource",
     "RowReader",
     "SequenceSource",
     "Source",

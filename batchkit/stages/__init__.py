@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from batchkit.stages.columns import Cast, Drop, Rename, Select
-from batchkit.stages.cut import Batch, Unbatch, with_mask
+from batchkit.stages.cut import Batch, PaddedBatch, Unbatch, with_mask
 from batchkit.stages.order import OrderStage, Repeat, Shuffle, Skip, Take
 from batchkit.stages.rows import RANDOM_MAP, FunctionStage, Map, RandomMap
 from batchkit.stages.stage import ColumnStage, Stage
@@ -21,6 +21,7 @@ __all__ = [
     "FunctionStage",
     "Map",
     "OrderStage",
+    "PaddedBatch",
     "RandomMap",
     "Rename",
     "Repeat",
@@ -36,7 +37,10 @@ __all__ = [
 STAGES: Mapping[str, type[Stage]] = MappingProxyType(
     {
         stage.verb: stage
-        for stage in (Shuffle, Repeat, Take, Skip, Map, RandomMap, Batch, Unbatch, Select, Drop, Rename, Cast)
+        for stage in (
+            *(Shuffle, Repeat, Take, Skip, Map, RandomMap),
+            *(Batch, PaddedBatch, Unbatch, Select, Drop, Rename, Cast),
+        )
     }
 )
 """Every built-in stage by its verb."""

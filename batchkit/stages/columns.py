@@ -11,6 +11,7 @@ import numpy as np
 from batchkit import tree as tree_
 from batchkit.casting import DoesNotFitError, cast_into, parse_dtype
 from batchkit.errors import MissingLeafError, PipelineTypeError, SchemaError, nearest
+from batchkit.ragged import Ragged
 from batchkit.schema import LeafSpec, as_leaf
 from batchkit.stages.stage import ColumnStage
 from batchkit.tree import Tree
@@ -174,6 +175,8 @@ class Cast(ColumnStage):
         column = as_leaf(leaf, f"{self.label}: {tree_.leaf_label(path)}")
         if column.dtype == dtype:
             return column
+        if isinstance(column, Ragged):
+            return Ragged(self._cast(column.values, dtype, path), column.offsets)
         try:
             if column.dtype.kind in "US" or dtype.kind in "US":
                 return column.astype(dtype)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from batchkit.errors import PipelineError, SchemaError, nearest
+from batchkit.errors import PipelineError, PipelineTypeError, SchemaError, nearest
 from batchkit.stages.stage import Stage, at_least
 from batchkit.tree import Tree
 
-__all__ = ["REMAINDERS", "Batch", "Unbatch", "with_mask"]
+__all__ = ["REMAINDERS", "Batch", "PaddedBatch", "Unbatch", "with_mask"]
 
 REMAINDERS = ("keep", "drop", "pad")
 
@@ -39,6 +40,59 @@ class Batch(Stage):
         if rows is None:
             return None
         return rows // self.size if self.remainder == "drop" else -(-rows // self.size)
+
+
+@dataclass(frozen=True)
+class PaddedBatch(Batch):
+    """The same for rows whose leaves differ in shape: every leaf is filled up behind its values.
+
+    ``length`` is what leaves are filled up to along their first axis (a list of sizes: along several), one for
+    all or a mapping by leaf; without it, the longest row of the batch decides, rounded up to ``multiple_of``.
+    ``pad_value`` is what they are filled with, one for all or a mapping by leaf. ``lengths`` adds to every leaf
+    ``"x"`` that is padded an int64 leaf ``"x_length"``.
+    """
+
+    verb: ClassVar[str] = "padded_batch"
+    length: Any = None
+    multiple_of: int = 1
+    pad_value: Any = 0
+    lengths: bool = False
+
+    def __post_init__(self) -> None:
+        at_least(self.size, "padded_batch(size)", 1)
+        if self.remainder not in REMAINDERS:
+            hint = nearest(str(self.remainder), list(REMAINDERS))
+            raise PipelineError(
+                f"padded_batch(remainder) must be one of 'keep', 'drop' and 'pad', not {self.remainder!r}{hint}"
+            )
+        at_least(self.multiple_of, "padded_batch(multiple_of)", 1)
+        for value in self.length.values() if isinstance(self.length, Mapping) else (self.length,):
+            for side in value if isinstance(value, (list, tuple)) else (value,):
+                if side is not None:
+                    at_least(side, "padded_batch(length)", 1)
+        for value in self.pad_value.values() if isinstance(self.pad_value, Mapping) else (self.pad_value,):
+            if isinstance(value, (list, tuple, dict, set)) or value is None:
+                raise PipelineTypeError(
+                    f"padded_batch(pad_value) must be a number or a text, or a mapping of them by leaf, not {value!r}"
+                )
+        if not isinstance(self.lengths, bool):
+            raise PipelineTypeError(f"padded_batch(lengths) must be True or False, not {self.lengths!r}")
+
+    def sides(self, leaf: str) -> tuple[int | None, ...] | None:
+        """Return the sizes that a leaf is filled up to along its axes; ``None`` if the rows decide."""
+        length = self.length.get(leaf) if isinstance(self.length, Mapping) else self.length
+        if length is None:
+            return None
+        return tuple(length) if isinstance(length, (list, tuple)) else (int(length),)
+
+    def value(self, leaf: str) -> Any:
+        """Return what a leaf is filled with."""
+        return self.pad_value.get(leaf, 0) if isinstance(self.pad_value, Mapping) else self.pad_value
+
+    @property
+    def static(self) -> bool:
+        """Whether every padded leaf has a length that does not depend on the rows, as far as the stage says."""
+        return self.length is not None
 
 
 @dataclass(frozen=True)

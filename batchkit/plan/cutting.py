@@ -1,0 +1,27 @@
+"""The rows of a batch put into columns: stacked where they are alike, filled up where the stage says so."""
+
+from __future__ import annotations
+
+from batchkit import stages as st
+from batchkit.padding import padded_columns, padded_rows
+from batchkit.plan.calls import Rows
+from batchkit.sources.stacking import Lease, stack_rows
+
+__all__ = ["cut_rows"]
+
+
+def cut_rows(stage: st.Batch, rows: Rows, after: str, lease: Lease) -> Rows:
+    """Return the rows of a batch as columns.
+
+    ``after`` names the function that the rows come from, for messages; ``lease`` says where columns are written to.
+
+    Raises:
+        SchemaError: rows differ in what the stage does not even out; names the rows, the leaf and the mend.
+    """
+    if isinstance(stage, st.PaddedBatch):
+        if rows.items is None:
+            return Rows(rows.ids, rows.epochs, padded_columns(stage, rows.columns, rows.ids, after, lease))
+        return Rows(rows.ids, rows.epochs, padded_rows(stage, rows.items, rows.ids, after, lease))
+    if rows.items is not None:
+        return Rows(rows.ids, rows.epochs, stack_rows(rows.items, rows.ids, after, lease))
+    return rows
