@@ -21,7 +21,8 @@ import numpy as np
 import pytest
 
 import batchkit as bk
-from batchkit.executors import ProcessExecutor, portable, transport
+from batchkit.executors import ProcessExecutor, portable
+from batchkit.executors.processes import transport_of
 
 fcntl: Any = pytest.importorskip("fcntl", reason="looks for names of shared memory where only Linux lists them")
 posix: Any = importlib.import_module("batchkit.executors.posix")
@@ -60,13 +61,13 @@ def numbers(rows: int = 12) -> bk.Pipeline:
 
 
 def test_auto_is_the_fork_server_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert transport.transport("auto") is posix
+    assert transport_of("auto") is posix
     monkeypatch.delattr(os, "fork")
-    assert transport.transport("auto") is portable
+    assert transport_of("auto") is portable
 
 
 def test_spawn_is_the_portable_transport() -> None:
-    assert transport.transport("spawn") is portable
+    assert transport_of("spawn") is portable
 
 
 def test_a_fork_server_is_refused_where_there_is_no_fork(monkeypatch: pytest.MonkeyPatch) -> None:

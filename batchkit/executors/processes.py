@@ -4,36 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 import signal
 import threading
-import time
 import weakref
 from collections.abc import Iterator
-from sys import getrefcount
 from typing import Any, cast
 
-import numpy as np
-import numpy.typing as npt
-
-from batchkit import tree as tree_
-from batchkit.errors import PipelineError, WorkerError
-from batchkit.executors.arena import Arena, Layout, find, sizes
+from batchkit.errors import PipelineError, WorkerError, nearest
 from batchkit.executors.executor import Run, Work, seconds, worker_count
+from batchkit.executors.feeding import FedWorker
 from batchkit.executors.threads import ThreadRun, meter_of
-from batchkit.executors.transport import Channel, Crew, Handle, Transport, packed, transport
+from batchkit.executors.transport import Channel, Crew, Transport, has_posix
 from batchkit.executors.worker import PlannedWork
-from batchkit.metering import SOURCE, Sheet
-from batchkit.sources.stacking import detached
-from batchkit.tree import Tree
 
 __all__ = ["ProcessExecutor"]
 
-ATTEMPTS = 3
-"""How often a step is computed whose worker dies, before it is given up."""
-
-LARGE = 1 << 20
-"""From so many bytes on, a caller who keeps a small leaf of a batch shall not keep the others with it."""
+STARTS = ("auto", "forkserver", "spawn")
+"""How workers may be started; ``"auto"`` is ``"forkserver"`` where there is one."""
 
 
 class ProcessExecutor:
@@ -51,7 +38,7 @@ class ProcessExecutor:
         self.workers = worker_count(workers)
         self.timeout = seconds(timeout)
         self.start = start
-        self._transport = transport(start)
+        self._transport = transport_of(start)
         self._pools: list[_Pool] = []
         self._finalizer = weakref.finalize(self, _stop_all, self._pools)
 
@@ -121,24 +108,24 @@ class _Pool:
         )
         # Re-entrant: the garbage collector may stop a pool in the middle of anything.
         self._lock = threading.RLock()
-        self._free: list[_Worker] = []
-        self._all: list[_Worker] = []
+        self._free: list[FedWorker] = []
+        self._all: list[FedWorker] = []
         self._crew: Crew | None = None
         self.process = os.getpid()
         self.stopped = False
 
-    def take(self) -> _Worker:
+    def take(self) -> FedWorker:
         """Return a worker that nobody else has."""
         with self._lock:
             if self._free:
                 worker = self._free.pop(0)
                 worker.resume()
                 return worker
-            worker = _Worker(self)
+            worker = FedWorker(self)
             self._all.append(worker)
             return worker
 
-    def give(self, worker: _Worker) -> None:
+    def give(self, worker: FedWorker) -> None:
         """Take a worker back, unless its thread is still about to find out that it was interrupted."""
         with self._lock:
             if worker not in self._free and not worker.busy:
@@ -222,285 +209,21 @@ def _culprit(pipeline: Any) -> str:
     return f"the source {getattr(pipeline.source, 'kind', type(pipeline.source).__name__)!r}"
 
 
-class _Shared:
-    """One piece of shared memory, leased as host slots are: by the references to its root array.
+def transport_of(start: Any) -> Transport:
+    """Return the transport that starts workers as ``start=`` says.
 
-    Its handle is closed as soon as the worker has mapped it, so that a caller may keep any number of batches.
+    Raises:
+        PipelineError: it is no such way, or there is none here.
     """
+    if start not in STARTS:
+        hint = nearest(start, list(STARTS)) if isinstance(start, str) else ""
+        raise PipelineError(f"start must be 'auto', 'forkserver' or 'spawn', not {start!r}{hint}")
+    if start == "forkserver" and not has_posix():
+        raise PipelineError("start='forkserver' needs fork and Unix sockets, which this Python lacks: leave start out")
+    if start == "spawn" or not has_posix():
+        from batchkit.executors import portable
 
-    __slots__ = ("baseline", "handle", "memory", "number")
+        return portable
+    from batchkit.executors import posix
 
-    def __init__(self, size: int, number: int, transport: Transport) -> None:
-        self.handle: Handle | None
-        self.memory, self.handle = transport.new_memory(size)
-        self.number = number
-        self.baseline = getrefcount(self.memory)
-
-    @property
-    def free(self) -> bool:
-        """Whether nobody refers to it any more."""
-        return getrefcount(self.memory) == self.baseline
-
-    def settled(self) -> None:
-        """Close the handle: the worker has mapped the memory, or never will."""
-        handle, self.handle = self.handle, None
-        if handle is not None:
-            handle.close()
-
-
-class _Worker:
-    """One worker process, as the thread that feeds it sees it."""
-
-    KEPT = 4  # pieces of memory that may lie idle
-
-    def __init__(self, pool: _Pool) -> None:
-        self._pool = pool
-        self._channel: Channel | None = None
-        self._process = 0
-        self._pieces: list[_Shared] = []
-        self._dropped: list[int] = []
-        self._count = 0
-        self._need = 0
-        self.busy = False
-        self._interrupted = False
-        self._fresh = True
-        self._lock = threading.RLock()
-
-    # -- from any thread
-
-    def interrupt(self) -> None:
-        """End what the worker is busy with or about to begin; one that is idle stays."""
-        with self._lock:
-            self._interrupted = True
-            if self.busy:
-                self._kill()
-
-    def resume(self) -> None:
-        """Be there for another run."""
-        with self._lock:
-            self._interrupted = False
-
-    def shut(self) -> None:
-        """End the process."""
-        with self._lock:
-            self._interrupted = True
-            self._kill()
-
-    def _kill(self) -> None:
-        if self._channel is not None and os.getpid() == self._pool.process:  # in a forked child they are not ours
-            self._pool.kill(self._process)
-            self._channel.close()
-
-    # -- from the feeding thread
-
-    def compute(self, step: Any) -> Tree:
-        """Return the host batch of a step; start the worker again if it dies meanwhile.
-
-        Raises:
-            WorkerError: it died again and again, or took too long.
-            BaseException: what computing the step raised in the worker.
-        """
-        with self._lock:
-            if self._interrupted:
-                raise WorkerError(f"{self._named(step)}: the iteration was closed")
-            self.busy = True
-        meter = self._pool.meter
-        sheet = None if meter is None else meter.sheet(elsewhere=True)
-        try:
-            batch = self._tried(step, sheet)
-        except BaseException:
-            if meter is not None and sheet is not None:
-                meter.drop(sheet)
-            raise
-        else:
-            if meter is not None and sheet is not None:
-                sheet.step = (step.epoch, step.number)
-                meter.add(sheet)
-            return batch
-        finally:
-            with self._lock:
-                self.busy = False
-
-    def _tried(self, step: Any, sheet: Sheet | None) -> Tree:
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                return self._once(step, sheet)
-            except EOFError as exc:
-                how = self._lost()
-                if self._interrupted or self._pool.stopped:
-                    raise WorkerError(f"{self._named(step)}: the iteration was closed") from exc
-                if attempt == ATTEMPTS:
-                    raise WorkerError(
-                        f"{self._named(step)}: its worker process died {ATTEMPTS} times, the last time by {how}. "
-                        f"The step was given up{self._rows(step)}; look for what crashes or uses up memory there"
-                    ) from None
-        raise AssertionError("unreachable")
-
-    def _once(self, step: Any, sheet: Sheet | None) -> Tree:
-        channel = self._started()
-        if sheet is not None:
-            sheet.restart()
-        deadline = None if self._pool.timeout is None else time.monotonic() + self._pool.timeout
-        piece, handed = self._handed(step)
-        if piece is None and self._need:
-            piece = self._piece(self._need)
-        if sheet is not None:
-            sheet.lap(SOURCE, calls=0)
-        self._send(channel, step, piece, handed, sheet is not None)
-        while True:
-            try:
-                left = None if deadline is None else max(deadline - time.monotonic(), 0.001)
-                reply, _ = channel.receive(left)
-            except TimeoutError:
-                self._kill()
-                self._lost()
-                raise WorkerError(
-                    f"{self._named(step)}: its worker process did not finish within timeout={self._pool.timeout} "
-                    f"seconds and was ended{self._rows(step)}. Give it more time, or look for what hangs there"
-                ) from None
-            if piece is not None:
-                piece.settled()
-            kind = reply[0]
-            if kind == "batch":
-                assert piece is not None
-                if reply[2]:
-                    self._pool.slots.guard.put((step.epoch, step.number), reply[2])
-                if sheet is not None and reply[3] is not None:
-                    sheet.include(reply[3], self._fresh)
-                self._fresh = False
-                size = piece.memory.size
-                return find(piece.memory, reply[1], own=size // 8 if size >= LARGE else 0)
-            if kind == "failed":
-                raise _unpacked(*reply[1:])
-            if kind == "grow":
-                self._need = max(self._need, reply[1], 1)
-                piece = self._piece(self._need)
-                self._send_with(channel, piece.number, piece)
-            else:
-                channel.send(self._host_dtype(*reply[1:]))
-
-    def _started(self) -> Channel:
-        if self._channel is None:
-            channel, process = self._pool.start()
-            with self._lock:
-                self._channel, self._process, self._fresh = channel, process, True
-                if self._interrupted:  # while it started
-                    raise EOFError("the iteration was closed")
-            channel.send(self._pool.described)
-        return self._channel
-
-    def _lost(self) -> str:
-        """Forget the process that is gone; return how it ended."""
-        for piece in self._pieces:
-            piece.settled()
-        # They are not for the process after it; each goes when the caller lets go of it.
-        self._pieces.clear()
-        self._dropped.clear()
-        with self._lock:
-            channel, self._channel, process = self._channel, None, self._process
-        if channel is None:
-            return "a stop of the pool"
-        self._pool.kill(process)  # it may have closed its end only
-        channel.close()
-        return self._pool.ending(process)
-
-    def _send(self, channel: Channel, step: Any, piece: _Shared | None, handed: list[Any], measured: bool) -> None:
-        try:
-            job = packed((step, handed))
-        except Exception as exc:
-            raise WorkerError(
-                f"{self._named(step)}: its rows cannot be sent to a worker process: {exc}. "
-                "Yield arrays, numbers and text, or use executor='threads'"
-            ) from exc
-        number = None if piece is None else piece.number
-        dropped, self._dropped = self._dropped, []
-        self._send_with(channel, (job, number, dropped, measured), piece)
-
-    def _send_with(self, channel: Channel, message: Any, piece: _Shared | None) -> None:
-        """Send a message, and the memory that it speaks of if the worker does not have it yet."""
-        channel.send(message, () if piece is None or piece.handle is None else (piece.handle,))
-
-    def _piece(self, size: int) -> _Shared:
-        """Return shared memory that nobody refers to, of at least ``size`` bytes."""
-        chosen, idle = None, []
-        for piece in self._pieces:
-            if piece.free:
-                if chosen is None and piece.memory.size >= size:
-                    chosen = piece
-                else:
-                    idle.append(piece)
-        for piece in idle[self.KEPT :] + [old for old in idle[: self.KEPT] if old.memory.size < size]:
-            self._pieces.remove(piece)
-            self._dropped.append(piece.number)
-        if chosen is None:
-            self._count += 1
-            chosen = _Shared(-(-size // 4096) * 4096, self._count, self._pool.transport)
-            self._pieces.append(chosen)
-        return chosen
-
-    def _handed(self, step: Any) -> tuple[_Shared | None, list[Any]]:
-        """Gather what the worker cannot read itself: the rows of a source that lives in this process."""
-        plan = self._pool.plan
-        if plan is None or not getattr(plan.pipeline.source, "in_memory", False):
-            return None, []
-        source, requests = plan.pipeline.source, plan.requests(step)
-        if hasattr(source, "read"):
-            return None, [[detached(row) for row in source.read(ids)] for ids in requests]
-        specs, treedef = tree_.flatten(source.schema)
-        kinds = [(spec.dtype, spec.shape) for spec in specs]
-        if any(None in shape for _, shape in kinds):  # ragged columns: how large they are is not known before
-            return None, [source.gather(ids) for ids in requests]
-        piece = self._piece(max(sum(sizes(kinds, len(ids)) for ids in requests), self._need, 1))
-        arena, layouts = Arena(piece.memory), []
-        for ids in requests:
-            columns = [arena.place((len(ids), *shape), dtype) for dtype, shape in kinds]
-            layouts.append(_gathered(source, ids, columns, treedef, arena))
-        return piece, layouts
-
-    def _host_dtype(self, leaf: str, dtype: Any) -> Any:
-        try:
-            return self._pool.slots.host_dtype(leaf, dtype)
-        except Exception as exc:
-            return exc
-
-    def _named(self, step: Any) -> str:
-        if hasattr(step, "number"):
-            return f"epoch {step.epoch}, step {step.number}"
-        return f"step {step!r}"
-
-    def _rows(self, step: Any) -> str:
-        if self._pool.plan is None:
-            return ""
-        rows = np.concatenate(self._pool.plan.requests(step) or [np.empty(0, np.int64)]).tolist()
-        shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
-        return f" (rows [{shown}])"
-
-
-def _gathered(source: Any, ids: npt.NDArray[np.int64], columns: list[Any], treedef: Any, arena: Arena) -> Layout:
-    made = source.gather(ids, tree_.unflatten(treedef, columns))
-    layout = arena.layout(made)
-    assert layout is not None
-    return layout
-
-
-class _RemoteTraceback(Exception):
-    """The traceback of a worker process, as text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.text = text
-
-    def __str__(self) -> str:
-        return f'\n"""\n{self.text}"""'
-
-
-def _unpacked(error: bytes | None, cause: bytes | None, text: str, shown: str) -> BaseException:
-    """Return the error that a worker sent, with the worker's traceback behind it."""
-    exc: BaseException = WorkerError(f"a worker process raised {text}") if error is None else pickle.loads(error)
-    behind = pickle.loads(cause) if cause is not None else None
-    if behind is not None:
-        behind.__cause__ = _RemoteTraceback(shown)
-        exc.__cause__ = behind
-    else:
-        exc.__cause__ = _RemoteTraceback(shown)
-    return exc
+    return posix

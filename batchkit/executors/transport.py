@@ -1,4 +1,4 @@
-"""How worker processes are started and reached: what every transport offers, and which one is used.
+"""How worker processes are started and reached: what every transport offers.
 
 There are two: :mod:`~batchkit.executors.posix` (a fork server, memory without a name) and
 :mod:`~batchkit.executors.portable`, which needs nothing that only POSIX systems have.
@@ -21,12 +21,7 @@ from typing import Any, NoReturn, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from batchkit.errors import PipelineError, nearest
-
-__all__ = ["STARTS", "Channel", "Crew", "Handle", "Transport", "has_posix", "launch", "live", "packed", "transport"]
-
-STARTS = ("auto", "forkserver", "spawn")
-"""How workers may be started; ``"auto"`` is ``"forkserver"`` where there is one."""
+__all__ = ["Channel", "Crew", "Handle", "Transport", "has_posix", "launch", "live", "packed"]
 
 
 def packed(message: Any) -> bytes:
@@ -103,26 +98,6 @@ class Transport(Protocol):
 def has_posix() -> bool:
     """Return whether this Python has what :mod:`~batchkit.executors.posix` needs."""
     return hasattr(os, "fork") and hasattr(socket, "AF_UNIX")
-
-
-def transport(start: Any) -> Transport:
-    """Return the transport that starts workers as ``start=`` says.
-
-    Raises:
-        PipelineError: it is no such way, or there is none here.
-    """
-    if start not in STARTS:
-        hint = nearest(start, list(STARTS)) if isinstance(start, str) else ""
-        raise PipelineError(f"start must be 'auto', 'forkserver' or 'spawn', not {start!r}{hint}")
-    if start == "forkserver" and not has_posix():
-        raise PipelineError("start='forkserver' needs fork and Unix sockets, which this Python lacks: leave start out")
-    if start == "spawn" or not has_posix():
-        from batchkit.executors import portable
-
-        return portable
-    from batchkit.executors import posix
-
-    return posix
 
 
 def launch(module: str, numbers: tuple[int, ...], **options: Any) -> subprocess.Popen[bytes]:
