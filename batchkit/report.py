@@ -194,7 +194,7 @@ def text(statistics: Statistics, setting: Setting, backend: str, chosen: str = "
     ]
     if chosen:
         lines.append(chosen)
-    if statistics.queue is not None:
+    if statistics.queue is not None and setting.workers:
         most = setting.prefetch + setting.workers
         lines.append(f"{statistics.queue:.1f} finished batches were waiting on average, of at most {most}")
     lines += _table(statistics.stages)
