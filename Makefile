@@ -22,6 +22,8 @@ PLUGINS := plugins/batchkit-torch plugins/batchkit-tensorflow plugins/batchkit-j
 WHEELS := .wheels
 # What the tests read of the source tree; the packages themselves come from the wheels.
 TREE := pyproject.toml conftest.py README.md tests docs examples
+# Tests that take long and show nothing of the packaging.
+LONG := $(foreach name,executors executors_bytes executors_ends executors_faults portable soak,--ignore=tests/test_$(name).py)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-wheels lint soak bench clean
@@ -70,7 +72,7 @@ test-wheels: $(INSTALLED)
 	@$(WHEELS)/venv/bin/python -m pip --disable-pip-version-check install -qq -c requirements/constraints.txt -r requirements/test.txt $(WHEELS)/dist/*.whl
 	@cp -R $(TREE) $(WHEELS)/tree/
 	@for plugin in $(PLUGINS); do mkdir -p $(WHEELS)/tree/$$plugin && cp -R $$plugin/tests $(WHEELS)/tree/$$plugin/; done
-	cd $(WHEELS)/tree && ../venv/bin/python -m pytest -m "not checkout" -p no:cacheprovider tests
+	cd $(WHEELS)/tree && ../venv/bin/python -m pytest -m "not checkout" -p no:cacheprovider $(LONG) tests
 	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$($(WHEELS)/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/frameworks.pth
 	cd $(WHEELS)/tree && ../venv/bin/python -m pytest -m "not checkout" -p no:cacheprovider plugins
 

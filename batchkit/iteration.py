@@ -122,12 +122,13 @@ class BatchIterator(Iterator[Tree]):
 
     def _deliver(self, asked: float) -> Tree:
         number = self._number
+        self._due = due = self._due - 1
+        came = asked
         try:
-            came = asked
             host = self._take()
             if self._check is not None:
                 self._check(host, self._cursor.epoch, number)
-            if self._due <= 1:
+            if due <= 0:
                 came = time.perf_counter()
             batch = self._put(host, self._device)
         except StopIteration:
@@ -145,8 +146,7 @@ class BatchIterator(Iterator[Tree]):
         statistics.batches += 1
         statistics.waited += given - asked
         statistics.ended = given
-        self._due -= 1
-        if self._due <= 0:
+        if due <= 0:
             self._measured(asked, came, given)
         return batch
 

@@ -294,7 +294,7 @@ def test_a_run_may_be_collected_at_the_moment_when_another_begins(executor: str)
         """
         from batchkit.executors import processes
 
-        class Collecting(processes._Worker):
+        class Collecting(processes.FedWorker):
             def __init__(self, pool):
                 gc.collect()  # as it may happen wherever memory is allocated
                 super().__init__(pool)
@@ -304,7 +304,7 @@ def test_a_run_may_be_collected_at_the_moment_when_another_begins(executor: str)
         next(cycle[0])
         gc.disable()
         del cycle
-        processes._Worker = Collecting
+        processes.FedWorker = Collecting
         others = [loader.iterate(0, start=240), loader.iterate(0, start=240)]
         print([sum(len(batch["x"]) for batch in other) for other in others])
         """,

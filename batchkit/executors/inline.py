@@ -33,21 +33,19 @@ class InlineExecutor:
 class _InlineRun:
     def __init__(self, plan: Work, steps: Iterator[Any]) -> None:
         self._compute = plan.compute
-        self._steps = steps
+        self._steps = self._given = steps
         self._closed = False
 
     def __iter__(self) -> Iterator[Tree]:
         return self
 
     def __next__(self) -> Tree:
-        if self._closed:
-            raise StopIteration
         try:
             return self._compute(next(self._steps))
         finally:
-            if self._closed:  # meanwhile, by another thread
-                close_steps(self._steps)
+            if self._closed:  # maybe meanwhile, by another thread
+                close_steps(self._given)
 
     def close(self) -> None:
-        self._closed = True
-        close_steps(self._steps)
+        self._closed, self._steps = True, iter(())
+        close_steps(self._given)

@@ -62,7 +62,7 @@ def address(tensor: tf.Tensor) -> int:
 def test_nothing_is_copied_after_the_gathering() -> None:
     backend = Recording()
     data = {"x": np.zeros((500, 3), np.float32), "y": np.arange(500)}
-    with bk.Loader(bk.from_arrays(data).shuffle(0).batch(64), backend=backend) as loader:
+    with bk.Loader(bk.from_arrays(data).shuffle(0).batch(64), backend=backend, executor="threads", workers=2) as loader:
         for batch in loader:
             assert {address(batch["x"]), address(batch["y"])} <= backend.slots
     assert len(backend.slots) < 2 * 8, "slots are not used again"

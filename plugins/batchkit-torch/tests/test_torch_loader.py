@@ -45,7 +45,7 @@ def columns(names: list[str], rows: int = 500) -> dict[str, np.ndarray[Any, Any]
 def test_nothing_is_copied_after_the_gathering() -> None:
     backend = Recording()
     data = {"x": np.zeros((500, 3), np.float32), **columns(["bfloat16"])}
-    with bk.Loader(bk.from_arrays(data).shuffle(0).batch(64), backend=backend) as loader:
+    with bk.Loader(bk.from_arrays(data).shuffle(0).batch(64), backend=backend, executor="threads", workers=2) as loader:
         for batch in loader:
             assert {tensor.data_ptr() for tensor in batch.values()} <= backend.slots
     assert len(backend.slots) < 2 * 8, "slots are not used again"
