@@ -1,7 +1,7 @@
 """What each stage of a step takes: wall time, time on a core, bytes, and whether it holds the GIL.
 
-A cheap step is not measured every time: how often is chosen so that measuring costs about one
-per cent, and a measured step stands for those in between.
+A cheap step is not measured every time: how often is chosen so that the measuring itself stays well below one
+per cent of the steps' time, and a measured step stands for those in between.
 """
 
 from __future__ import annotations
