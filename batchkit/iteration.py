@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from batchkit.buffers import Slots
 from batchkit.errors import WorkerError
 from batchkit.executors import Run
 from batchkit.metering import MeasuredSlots, Meter
-from batchkit.plan import Plan, Step
+from batchkit.plan import ChunkPlan, Feeds, Plan, Step
 from batchkit.report import Statistics
 from batchkit.tree import Tree
 
@@ -22,12 +23,15 @@ RARELY = 128  # of others one in so many
 
 
 class Cursor:
-    """Where an iteration is: ``step`` batches of ``epoch`` were delivered. ``fresh``: the next one starts here."""
+    """Where an iteration is: ``step`` batches of ``epoch`` were delivered. ``fresh``: the next one starts here.
 
-    __slots__ = ("epoch", "fresh", "step")
+    ``walk`` is where the plan's walk stood behind the last of them, if it has one.
+    """
 
-    def __init__(self, epoch: int, step: int, fresh: bool = False) -> None:
-        self.epoch, self.step, self.fresh = epoch, step, fresh
+    __slots__ = ("epoch", "fresh", "step", "walk")
+
+    def __init__(self, epoch: int, step: int, fresh: bool = False, walk: Any = None) -> None:
+        self.epoch, self.step, self.fresh, self.walk = epoch, step, fresh, walk
 
 
 class Work:
@@ -35,12 +39,12 @@ class Work:
 
     __slots__ = ("compute", "meter", "plan", "slots")
 
-    def __init__(self, plan: Plan, slots: Slots, meter: Meter) -> None:
+    def __init__(self, plan: Plan | ChunkPlan, slots: Slots, meter: Meter) -> None:
         self.plan, self.slots, self.meter = plan, slots, meter
         self.compute = _computing(plan, slots, meter)
 
 
-def _computing(plan: Plan, slots: Slots, meter: Meter) -> Callable[[Step], Tree]:
+def _computing(plan: Plan | ChunkPlan, slots: Slots, meter: Meter) -> Callable[[Step], Tree]:
     def compute(step: Step) -> Tree:
         """Return the host batch of a step."""
         meter.due -= 1
@@ -73,6 +77,8 @@ class Delivery(NamedTuple):
     """Makes the framework's arrays of what came, on the device."""
     device: Any
     statistics: Statistics
+    feeds: Feeds
+    """Has the executor compute chunks."""
 
 
 class BatchIterator(Iterator[Tree]):
@@ -86,6 +92,7 @@ class BatchIterator(Iterator[Tree]):
         self._check, self._put, self._device = delivery.check, delivery.put, delivery.device
         self._statistics = delivery.statistics
         self._due = self._every_due = 1
+        self._states: deque[Any] = deque()
         self._begin()
 
     def _begin(self) -> None:
@@ -93,8 +100,12 @@ class BatchIterator(Iterator[Tree]):
         self._started = cursor.step
         self._number, self._every = cursor.step + (index - cursor.step) % every, every
         plan = self._delivery.plan
-        steps = plan.steps(cursor.epoch, cursor.step, self._part)
-        self._run = self._delivery.start(steps if plan.indexed else self._statistics.meter.pulled(steps))
+        if plan.indexed:
+            self._run = self._delivery.start(plan.steps(cursor.epoch, cursor.step, self._part))
+        else:
+            walked = plan.steps(cursor.epoch, cursor.step, self._part, cursor.walk, self._delivery.feeds)
+            self._states = walked.states  # type: ignore[attr-defined]
+            self._run = self._delivery.start(walked if plan.chunks else self._statistics.meter.pulled(walked))
         self._take = self._run.__next__
 
     @property
@@ -134,6 +145,8 @@ class BatchIterator(Iterator[Tree]):
         except StopIteration:
             return self._ended(asked)
         except Exception:
+            if self._states:
+                self._states.popleft()
             self._number = number + self._every  # the next call goes on with the step after the one that failed
             raise
         except BaseException:  # Ctrl-C: where the run stands is unknown now
@@ -141,6 +154,8 @@ class BatchIterator(Iterator[Tree]):
             raise
         self._number = number + self._every
         self._cursor.step = number + 1
+        if self._states:
+            self._cursor.walk = self._states.popleft()
         given = time.perf_counter()
         statistics = self._statistics
         statistics.batches += 1
@@ -165,7 +180,7 @@ class BatchIterator(Iterator[Tree]):
         cursor = self._cursor
         if self._moves_on:
             at_the_end = self._number == self._started > 0
-            cursor.epoch, cursor.step = cursor.epoch + 1, 0
+            cursor.epoch, cursor.step, cursor.walk = cursor.epoch + 1, 0, None
             if at_the_end and not self._delivery.plan.indexed:
                 # Only now is it known that the state was taken after a generator's last batch.
                 self._begin()

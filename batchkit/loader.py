@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from batchkit import tree as tree_
-from batchkit.backends import Backend, Stager
+from batchkit.backends import Backend, NumpyBackend, Stager
 from batchkit.buffers import NARROW, Slots, keep_freed_memory
 from batchkit.errors import BackendError, PipelineError, StateError, nearest
-from batchkit.executors import AutoExecutor, Executor, Run, Setting
+from batchkit.executors import AutoExecutor, Executor, InlineExecutor, Run, Setting
 from batchkit.iteration import BatchIterator, Cursor, Delivery, Work
 from batchkit.likeness import Likeness
 from batchkit.pipeline import Pipeline
-from batchkit.plan import Plan, Step, compile
+from batchkit.plan import ChunkPlan, Feeds, Plan, Step, compile
 from batchkit.plugins import Plugins, installed
 from batchkit.report import Statistics, stage_names, text
 from batchkit.resources import size_in_bytes
@@ -28,7 +28,7 @@ from batchkit.skipping import Guard, Ledger, Skip, skip_of
 from batchkit.stages import Unbatch
 from batchkit.stages.stage import at_least
 from batchkit.staging import Staged, StagedRun, stager_for
-from batchkit.state import STATE_VERSION, checked_cursor
+from batchkit.state import STATE_VERSION, checked_cursor, packed_walk, unpacked_walk
 from batchkit.trace import write_trace
 from batchkit.tree import Tree
 
@@ -128,6 +128,7 @@ class Loader:
         self.statistics = Statistics(stage_names(self.plan.pipeline))
         self._work = Work(self.plan, self._slots, self.statistics.meter)
         self._ledger = self._ledger_for(skip_of(on_error))
+        self._chunk_works: dict[ChunkPlan, Work] = {}
         self._lock = threading.RLock()
         self._cursor = Cursor(0, 0, fresh=True)
         self._current: weakref.ref[BatchIterator] | None = None
@@ -227,7 +228,9 @@ class Loader:
             TypeError: the epoch is endless, or the number cannot be known.
         """
         if self.plan.steps_per_epoch is None:
-            why = "repeat() makes it endless" if self.plan.endless else "a generator does not say how many rows it has"
+            counted = "how many batches come out is known only in the end"
+            generator = "a generator does not say how many rows it has"
+            why = "repeat() makes it endless" if self.plan.endless else counted if self.plan.chunks else generator
             raise TypeError(f"this loader has no length: {why}")
         return self.plan.steps_per_epoch
 
@@ -248,7 +251,9 @@ class Loader:
             if current is not None and current.joined():
                 return current
             before = self._cursor
-            cursor = Cursor(before.epoch, before.step) if before.fresh else Cursor(before.epoch + 1, 0)
+            cursor = Cursor(before.epoch + 1, 0)
+            if before.fresh:
+                cursor = Cursor(before.epoch, before.step, walk=before.walk)
             iterator = self._iterator(cursor, (0, 1), moves_on=True)
             self._cursor, self._current = cursor, weakref.ref(iterator)
             return iterator
@@ -266,19 +271,35 @@ class Loader:
     def _iterator(self, cursor: Cursor, part: tuple[int, int], moves_on: bool) -> BatchIterator:
         check = self._check if self.plan.has_functions or self.plan.by_row else None
         if self._stager is None:
-            delivery = Delivery(self.plan, self._start, check, self.backend.put, self.device, self.statistics)
+            delivery = Delivery(
+                self.plan, self._start, check, self.backend.put, self.device, self.statistics, self._feed
+            )
         else:
-            delivery = _staged(self._stager, self.plan, self._start_staged, check, self.statistics)
+            delivery = _staged(self._stager, self.plan, self._start_staged, check, self.statistics, self._feed)
         iterator = BatchIterator(delivery, cursor, part, moves_on)
         self._iterators.add(iterator)
         return iterator
 
     def _start(self, steps: Iterator[Step]) -> Run:
-        """Have the executor compute steps."""
+        """Have steps computed: by the executor, unless that has chunks to compute and nothing is left of the work."""
         keep_freed_memory()
+        if self.plan.chunks and (isinstance(self.executor, AutoExecutor) or not self.plan.has_late_functions):
+            return InlineExecutor().run(self._work, steps, 1)
+        return self._run(self._work, steps)
+
+    def _feed(self, chunks: ChunkPlan, steps: Iterator[Step]) -> Run:
+        """Have the executor compute chunks."""
+        work = self._chunk_works.get(chunks)
+        if work is None:
+            slots = Slots(NumpyBackend(), "checked")
+            slots.guard = self._slots.guard
+            work = self._chunk_works[chunks] = Work(chunks, slots, self.statistics.meter)
+        return self._run(work, steps)
+
+    def _run(self, work: Work, steps: Iterator[Step]) -> Run:
         executor = self.executor
         window = executor.window if isinstance(executor, AutoExecutor) else self.setting.window
-        return executor.run(self._work, steps, window)
+        return executor.run(work, steps, window)
 
     def _start_staged(self, steps: Iterator[Step]) -> Run:
         """The same, and have a thread put the batches on the device."""
@@ -307,10 +328,13 @@ class Loader:
         JSON-able, of constant size, and the same for every rank, executor and backend.
         """
         with self._lock:
-            epoch, step = self._cursor.epoch, self._cursor.step
+            epoch, step, walk = self._cursor.epoch, self._cursor.step, self._cursor.walk
         if self.plan.steps_per_epoch is not None and step >= self.plan.steps_per_epoch:
             epoch, step = epoch + 1, 0
-        return {"version": STATE_VERSION, "epoch": epoch, "step": step, "pipeline": self._fingerprint()}
+        state = {"version": STATE_VERSION, "epoch": epoch, "step": step, "pipeline": self._fingerprint()}
+        if walk is not None:
+            state["walk"] = packed_walk(epoch, step, walk)
+        return state
 
     def _fingerprint(self) -> dict[str, Any]:
         if self._known_fingerprint is None:
@@ -329,9 +353,12 @@ class Loader:
             raise StateError(f"the state is at step {step}, but an epoch has {steps} batches: it is damaged")
         if steps is not None and step == steps and steps:
             epoch, step = epoch + 1, 0
+        walk = unpacked_walk(state)
+        if walk is not None and (self.plan.indexed or not step):
+            raise StateError("the state has a walk, which no state of this pipeline has here: it is damaged")
         with self._lock:
             self._check_open()
-            self._cursor, self._current = Cursor(epoch, step, fresh=True), None
+            self._cursor, self._current = Cursor(epoch, step, fresh=True, walk=walk), None
 
     # -- handing over
 
@@ -357,7 +384,8 @@ class Loader:
 
         options = {**self._options, "backend": self.backend, "executor": self.executor, "plugins": ()}
         described = cloudpickle.dumps((self.pipeline, options))
-        return _restored, (described, self._cursor.epoch, self._cursor.step, self._cursor.fresh)
+        cursor = self._cursor
+        return _restored, (described, cursor.epoch, cursor.step, cursor.fresh, cursor.walk)
 
     def report(self) -> str:
         """Return where the time went: what each stage takes, how long the caller waits, and the bottleneck."""
@@ -390,7 +418,8 @@ class Loader:
         else:  # others may share it
             release = getattr(self.executor, "release", None)
             if release is not None:
-                release(self.plan)
+                for plan in (self.plan, *self.plan.chunks):
+                    release(plan)
         if self._stager is not None:
             self._stager.close()
 
@@ -407,6 +436,7 @@ def _staged(
     start: Callable[[Iterator[Step]], Run],
     check: Callable[[Tree, int, int], None] | None,
     statistics: Statistics,
+    feeds: Feeds,
 ) -> Delivery:
     """Return the delivery of batches that a stager has put on the device."""
 
@@ -417,13 +447,13 @@ def _staged(
     def received(staged: Staged, device: Any) -> Tree:
         return stager.receive(staged.sent)
 
-    return Delivery(plan, start, None if check is None else checked, received, None, statistics)
+    return Delivery(plan, start, None if check is None else checked, received, None, statistics, feeds)
 
 
-def _restored(described: bytes, epoch: int, step: int, fresh: bool) -> Loader:
+def _restored(described: bytes, epoch: int, step: int, fresh: bool, walk: Any) -> Loader:
     pipeline, options = pickle.loads(described)
     loader = Loader(pipeline, **options)
-    loader._cursor = Cursor(epoch, step, fresh)
+    loader._cursor = Cursor(epoch, step, fresh, walk)
     return loader
 
 

@@ -65,13 +65,16 @@ class Pipeline:
 
     # -- order
 
-    def shuffle(self, seed: int = 0, *, reshuffle: bool = True) -> Pipeline:
+    def shuffle(self, seed: int = 0, *, reshuffle: bool = True, window: int | None = None) -> Pipeline:
         """Permute all rows (or batches), differently in every epoch.
+
+        With ``window`` only each run of so many rows is permuted, and never more of them are held: for a
+        generator, and behind stages that change how many rows there are.
 
         ``reshuffle=False`` keeps the first epoch's order for ever: that is how a data set is split,
         ``.shuffle(7, reshuffle=False).take(1000)`` and ``.shuffle(7, reshuffle=False).skip(1000)``.
         """
-        return self._then(st.Shuffle(seed, reshuffle))
+        return self._then(st.Shuffle(seed, reshuffle, window))
 
     def repeat(self, count: int | None = None) -> Pipeline:
         """Go over the rows ``count`` times, for ever without a count; each pass is shuffled anew.
@@ -109,7 +112,49 @@ class Pipeline:
         """
         return self._then(st.RandomMap(fn, kwargs, seed))  # type: ignore[arg-type]
 
+    def filter(self, fn: Callable[..., Any] | str, **kwargs: Any) -> Pipeline:
+        """Keep the rows for which ``fn(row, **kwargs)`` is true.
+
+        Behind ``batch``, ``fn(columns, **kwargs)`` returns one boolean a row, and the batch becomes smaller:
+        fast, and with ``rebatch`` behind it batches are full again.
+
+        >>> import numpy as np
+        >>> from batchkit.plan import compile
+        >>> pipe = from_arrays({"x": np.arange(10)}).filter(lambda row: row["x"] % 3 == 0).batch(3)
+        >>> compile(pipe).batch(0)["x"].tolist(), compile(pipe).batch(1)["x"].tolist()
+        ([0, 3, 6], [9])
+        """
+        return self._then(st.Filter(fn, kwargs))  # type: ignore[arg-type]
+
+    def flat_map(self, fn: Callable[..., Any] | str, **kwargs: Any) -> Pipeline:
+        """Put the rows that ``fn(row, **kwargs)`` returns or yields, any number of them, in the place of each row.
+
+        >>> import numpy as np
+        >>> from batchkit.plan import compile
+        >>> pipe = from_arrays({"n": np.arange(4)}).flat_map(lambda row: [{"x": i} for i in range(row["n"])]).batch(6)
+        >>> compile(pipe).batch(0)["x"].tolist()
+        [0, 0, 1, 0, 1, 2]
+        """
+        return self._then(st.FlatMap(fn, kwargs))  # type: ignore[arg-type]
+
     # -- cutting
+
+    def window(
+        self, length: int, stride: int | None = None, *, inside: bool = False, remainder: str = "drop"
+    ) -> Pipeline:
+        """Put ``length`` consecutive rows into one, beginning at every ``stride``-th; without it, end to end.
+
+        Each leaf gets a new first axis. ``inside=True`` cuts the leaves of each row along their first axis
+        instead, so that a row becomes several. ``remainder`` says what becomes of windows that the end cuts
+        short: ``"drop"``, ``"keep"``, or ``"pad"`` with zeros and a boolean leaf ``"mask"`` of shape ``(length,)``.
+
+        >>> import numpy as np
+        >>> from batchkit.plan import compile
+        >>> pipe = from_arrays({"x": np.arange(7)}).window(3, stride=2).batch(2)
+        >>> compile(pipe).batch(0)["x"].tolist()
+        [[0, 1, 2], [2, 3, 4]]
+        """
+        return self._then(st.Window(length, stride, inside, remainder))
 
     def batch(self, size: int, *, remainder: str = "keep") -> Pipeline:
         """Put ``size`` rows into a batch; ``remainder`` is ``"keep"``, ``"drop"`` or ``"pad"``.
@@ -148,6 +193,10 @@ class Pipeline:
         """Take batches apart into rows."""
         return self._then(st.Unbatch())
 
+    def rebatch(self, size: int, *, remainder: str = "keep") -> Pipeline:
+        """Put the rows of batches into batches of ``size`` rows: ``unbatch()`` and ``batch(size)`` in one."""
+        return self._then(st.Rebatch(size, remainder))
+
     # -- columns
 
     def select(self, *names: str) -> Pipeline:
@@ -177,16 +226,29 @@ class Pipeline:
         batched = self.batched
         if isinstance(stage, st.Batch) and batched:
             raise PipelineError(f"{stage.label} cannot follow batches: add .unbatch() before it")
-        if isinstance(stage, st.Unbatch) and not batched:
-            raise PipelineError("unbatch() needs batches to take apart: it stands behind rows here")
+        if isinstance(stage, (st.Unbatch, st.Rebatch)) and not batched:
+            raise PipelineError(f"{stage.verb}() needs batches to take apart: it stands behind rows here")
+        if isinstance(stage, (st.FlatMap, st.Window)) and batched:
+            raise PipelineError(f"{stage.label} works on rows: put it before batch(), or add .unbatch() before it")
+        if isinstance(stage, st.Filter) and batched and self._masked:
+            raise PipelineError(
+                f"{stage.label} would change the static shapes of remainder='pad': filter before batch(), or have a "
+                "map() clear the mask of rows"
+            )
         return Pipeline(self.source, (*self.stages, stage))
+
+    @property
+    def _masked(self) -> bool:
+        """Whether the last cut fills its last batch up."""
+        cuts = [stage for stage in self.stages if isinstance(stage, (st.Batch, st.Rebatch))]
+        return bool(cuts) and cuts[-1].remainder == "pad"
 
     @property
     def batched(self) -> bool:
         """Whether the pipeline ends in batches rather than rows."""
         batched = bool(getattr(self.source, "batched", False))
         for stage in self.stages:
-            if isinstance(stage, st.Batch):
+            if isinstance(stage, (st.Batch, st.Rebatch)):
                 batched = True
             elif isinstance(stage, st.Unbatch):
                 batched = False

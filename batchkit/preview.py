@@ -64,11 +64,34 @@ def _after(stage: Stage, tree: Tree, columns: bool) -> tuple[Tree, bool]:
         else:
             tree = stack_rows([tree], [0])
         return (st.with_mask(tree, np.ones(1, bool)) if stage.remainder == "pad" else tree), True
+    if isinstance(stage, st.Rebatch):
+        return (st.with_mask(tree, np.ones(1, bool)) if stage.remainder == "pad" else tree), True
     if isinstance(stage, st.Unbatch):
         return tree_.map_leaves(lambda leaf: leaf[0], tree), False
+    if isinstance(stage, st.Window):
+        return _windowed(stage, tree), columns
+    if isinstance(stage, st.FlatMap):
+        return _first_made(stage, tree), columns
     if isinstance(stage, st.FunctionStage):
-        return _called(stage, tree, columns), columns
+        return (tree if isinstance(stage, st.Filter) else _called(stage, tree, columns)), columns
     return (stage.apply(tree) if isinstance(stage, st.ColumnStage) else tree), columns
+
+
+def _windowed(stage: st.Window, tree: Tree) -> Tree:
+    if stage.inside:
+        return tree_.map_leaves(lambda leaf: leaf[: stage.length] if np.ndim(leaf) else leaf, tree)
+    window = tree_.map_leaves(lambda leaf: np.repeat(np.asarray(leaf)[None], stage.length, axis=0), tree)
+    return st.with_mask(window, np.ones(stage.length, bool)) if stage.remainder == "pad" else window
+
+
+def _first_made(stage: st.FlatMap, tree: Tree) -> Tree:
+    try:
+        made = next(iter(stage.fn(tree, **stage.kwargs)), None)
+    except Exception as exc:
+        raise StageError(f"{stage.label} failed on the first row: {type(exc).__name__}: {exc}") from exc
+    if made is None:
+        raise StageError(f"{stage.label} makes nothing of the first row")
+    return normalise_row(made, f"{stage.label}: row 0")
 
 
 def _called(stage: st.FunctionStage, tree: Tree, columns: bool) -> Tree:

@@ -2,14 +2,78 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from batchkit.errors import StateError
 
-__all__ = ["STATE_VERSION", "checked_cursor"]
+__all__ = ["STATE_VERSION", "checked_cursor", "packed_walk", "unpacked_walk"]
 
 STATE_VERSION = 1
+
+
+def packed_walk(epoch: int, step: int, walk: Any) -> dict[str, Any]:
+    """Return where a walk stood as JSON, with a check that it belongs to the step.
+
+    Raises:
+        StateError: a generator's own state is no JSON.
+    """
+    at = _packed(walk)
+    return {"at": at, "check": _check(epoch, step, at)}
+
+
+def unpacked_walk(state: Mapping[str, Any]) -> Any:
+    """Return what was packed, or ``None`` if the state holds no walk.
+
+    Raises:
+        StateError: it is damaged.
+    """
+    walk = state.get("walk")
+    if walk is None:
+        return None
+    try:
+        at = walk["at"]
+        if walk["check"] != _check(state["epoch"], state["step"], at):
+            raise StateError("the state's walk does not fit its epoch and step: it is damaged")
+        return _unpacked(at)
+    except (TypeError, ValueError, KeyError, zlib.error) as exc:
+        raise StateError(f"the state's walk cannot be read ({type(exc).__name__}: {exc}): it is damaged") from exc
+
+
+def _check(epoch: int, step: int, at: Any) -> int:
+    try:
+        return zlib.crc32(json.dumps([epoch, step, at], sort_keys=True).encode())
+    except (TypeError, ValueError) as exc:
+        raise StateError(f"the generator's own state_dict() is no JSON ({exc}): return numbers, text, lists") from exc
+
+
+def _packed(value: Any) -> Any:
+    if isinstance(value, np.ndarray):  # increasing numbers, mostly: their differences are small
+        small = np.diff(value.ravel(), prepend=0).astype("<i8").tobytes()
+        planes = np.frombuffer(small, np.uint8).reshape(-1, 8).T.tobytes()
+        return {"n": list(value.shape), "z": base64.b85encode(zlib.compress(planes, 9)).decode()}
+    if isinstance(value, (list, tuple)):
+        return [_packed(each) for each in value]
+    if isinstance(value, dict):
+        return {"own": value}
+    return value if value is None or isinstance(value, (str, float)) else int(value)
+
+
+def _unpacked(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_unpacked(each) for each in value]
+    if isinstance(value, dict) and "own" in value:
+        return value["own"]
+    if isinstance(value, dict):
+        planes = np.frombuffer(zlib.decompress(base64.b85decode(value["z"])), np.uint8)
+        small = np.frombuffer(planes.reshape(8, -1).T.tobytes(), "<i8")
+        return np.cumsum(small).reshape(value["n"])
+    return value
 
 
 def checked_cursor(state: Any, fingerprint: Mapping[str, Any]) -> tuple[int, int]:

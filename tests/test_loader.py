@@ -391,7 +391,7 @@ def test_repeating_nothing_for_ever_is_an_error_not_a_spin() -> None:
         bk.Loader(bk.from_arrays({"x": np.empty(0)}).repeat().batch(4))
     with (
         bk.Loader(counting(0).repeat().batch(4)) as loader,
-        pytest.raises(bk.PipelineError, match=r"repeat\(\) for ever over a generator that yields nothing"),
+        pytest.raises(bk.PipelineError, match=r"repeat\(\) for ever over what yields nothing"),
     ):
         list(loader)
 

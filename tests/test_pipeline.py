@@ -218,6 +218,9 @@ def from_disk(tmp_path: Any) -> bk.Pipeline:
 def test_a_pipeline_survives_json_and_gives_the_same_batches(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_functions.py").write_text(
         "def triple(row, by=3):\n    return {**row, 'x': row['x'] * by}\n"
+        "def kept(row):\n    return bool(row['x'] < 40)\n"
+        "def twice(row):\n    return [row, row]\n"
+        "def first(row):\n    return [{name: leaf[0] for name, leaf in row.items()}]\n"
         "def jitter(row, rng):\n    return {**row, 'x': row['x'] + rng.random()}\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
@@ -231,6 +234,10 @@ def test_a_pipeline_survives_json_and_gives_the_same_batches(tmp_path: Any, monk
         .repeat(2)
         .map(my_functions.triple, by=5)
         .random_map("my_functions:jitter", seed=3)
+        .filter("my_functions:kept")
+        .flat_map(my_functions.twice)
+        .window(2, stride=1, remainder="keep")
+        .flat_map("my_functions:first")
         .batch(3, remainder="pad")
         .rename(x="y")
         .cast(y="float32")
@@ -238,8 +245,7 @@ def test_a_pipeline_survives_json_and_gives_the_same_batches(tmp_path: Any, monk
         .drop("mask")
         .unbatch()
         .padded_batch(3, multiple_of=2)
-        .unbatch()
-        .batch(2)
+        .rebatch(2)
     )
     described = json.loads(json.dumps(pipe.to_dict()))
     again = bk.Pipeline.from_dict(described)

@@ -100,7 +100,8 @@ class PlannedWork:
     @property
     def last_function(self) -> str:
         """How a message about a batch names the last function that it went through."""
-        return self._plan.last_function
+        last: str = self._plan.last_function
+        return last
 
     def left_out(self, step: Any) -> list[LeftOut]:
         """Return the rows that a step has left out."""

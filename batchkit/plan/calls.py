@@ -15,6 +15,7 @@ from batchkit import tree as tree_
 from batchkit.errors import BatchkitError, StageError
 from batchkit.metering import Sheet
 from batchkit.plan.ownership import owned, roots
+from batchkit.ragged import Ragged, part
 from batchkit.random import RowRandom, ScalarRandom
 from batchkit.schema import as_leaf
 from batchkit.skipping import Guard
@@ -57,10 +58,65 @@ class Rows:
     items: list[Tree] | None = None
     surplus: bool = False
     """Whether the rows are there only to show what none of them look like."""
+    places: npt.NDArray[np.int64] | None = None
+    """Behind a stage that keeps no numbering: the position of each row, or of what it comes from, before it."""
+    subs: npt.NDArray[np.int64] | None = None
+    """Where a row may have become several: which of them each is."""
+    lengths: npt.NDArray[np.int64] | None = None
+    """How long the sequences of each row are, where a later stage asks."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
     def epoch_of(self, index: int) -> int:
         """Return the epoch of one of the rows."""
         return self.epochs if isinstance(self.epochs, int) else int(self.epochs[index])
+
+    @property
+    def addresses(self) -> npt.NDArray[np.int64]:
+        """What random draws are addressed by: the source row, and which of those that have come of it."""
+        return self.ids if self.subs is None else _mixed(self.ids, self.subs)
+
+    def part(self, start: int, stop: int) -> Rows:
+        """Return the rows from ``start`` to ``stop``, as views."""
+        if start == 0 and stop >= len(self.ids):
+            return self
+        cut = slice(start, stop)
+        return Rows(
+            self.ids[cut],
+            self.epochs if isinstance(self.epochs, int) else self.epochs[cut],
+            None if self.columns is None else tree_.map_leaves(lambda leaf: part(leaf, start, stop), self.columns),
+            None if self.items is None else self.items[cut],
+            self.surplus,
+            None if self.places is None else self.places[cut],
+            None if self.subs is None else self.subs[cut],
+            None if self.lengths is None else self.lengths[cut],
+        )
+
+    def chosen(self, which: npt.NDArray[np.int64]) -> Rows:
+        """Return other rows of these, in another order."""
+        columns = self.columns
+        if columns is not None:
+            columns = tree_.map_leaves(
+                lambda leaf: leaf.take(which) if isinstance(leaf, Ragged) else leaf[which], columns
+            )
+        return Rows(
+            self.ids[which],
+            self.epochs if isinstance(self.epochs, int) else self.epochs[which],
+            columns,
+            None if self.items is None else [self.items[index] for index in which.tolist()],
+            self.surplus,
+            None if self.places is None else self.places[which],
+            None if self.subs is None else self.subs[which],
+            None if self.lengths is None else self.lengths[which],
+        )
+
+
+def _mixed(ids: npt.NDArray[np.int64], subs: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return an address for each pair; the first of a row has the address of the row itself."""
+    word = subs.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    word = (word ^ (word >> np.uint64(31))) * np.uint64(0xBF58476D1CE4E5B9)
+    return ids ^ ((word ^ (word >> np.uint64(29))) >> np.uint64(1)).astype(np.int64)
 
 
 def call_rows(rows: Rows, calls: Sequence[Call], guard: Guard | None = None, sheet: Sheet | None = None) -> Rows:
@@ -83,14 +139,17 @@ def chosen_rows(rows: Rows, places: list[int], items: list[Tree]) -> Rows:
     """Return the rows at some places, with what has become of them."""
     if not items:
         raise StageError("every row of the batch failed and was left out, so that nothing is left of it")
-    epochs = rows.epochs if isinstance(rows.epochs, int) else rows.epochs[places]
-    return Rows(rows.ids[places], epochs, items=items, surplus=rows.surplus)
+    whole = Rows(rows.ids, rows.epochs, None, None, rows.surplus, rows.places, rows.subs, rows.lengths)
+    chosen = whole.chosen(np.array(places, np.int64))
+    chosen.items = items
+    return chosen
 
 
 def _called_one_by_one(items: list[Tree], rows: Rows, calls: Sequence[Call], guard: Guard, sheet: Sheet | None) -> Rows:
     places, done = [], []
     for place, item in enumerate(items):
         one = Rows(rows.ids[place : place + 1], rows.epoch_of(place))
+        one.subs = None if rows.subs is None else rows.subs[place : place + 1]
         try:
             done.append(_called_rows([item], one, calls, sheet)[0])
         except StageError as exc:
@@ -103,6 +162,7 @@ def _called_one_by_one(items: list[Tree], rows: Rows, calls: Sequence[Call], gua
 def _called_rows(items: list[Tree], rows: Rows, calls: Sequence[Call], sheet: Sheet | None) -> list[Tree]:
     """Take each row through all functions before the next one, so that few are in memory in between."""
     functions = [(call, call.function, isinstance(call.stage, st.RandomMap)) for call in calls]
+    addresses = rows.addresses
     done: list[Tree] = []
     call = calls[0]
     try:
@@ -110,7 +170,7 @@ def _called_rows(items: list[Tree], rows: Rows, calls: Sequence[Call], sheet: Sh
             for call, function, draws in functions:  # the handlers below name it
                 if draws:
                     index = len(done)
-                    item = function(item, ScalarRandom(call.key, rows.epoch_of(index), int(rows.ids[index])))
+                    item = function(item, ScalarRandom(call.key, rows.epoch_of(index), int(addresses[index])))
                 else:
                     item = function(item)
                 if sheet is not None:
@@ -139,7 +199,7 @@ def _apply(call: Call, columns: Tree, rows: Rows) -> Tree:
     try:
         # What a function returns is taken apart at once, so that nothing here refers to it besides the leaves.
         if isinstance(stage, st.RandomMap):
-            leaves, treedef = tree_.flatten(call.function(columns, RowRandom(call.key, rows.epochs, rows.ids)))
+            leaves, treedef = tree_.flatten(call.function(columns, RowRandom(call.key, rows.epochs, rows.addresses)))
         elif isinstance(stage, st.FunctionStage):
             leaves, treedef = tree_.flatten(call.function(columns))
         else:

@@ -7,8 +7,9 @@ from typing import Any
 from batchkit import stages as st
 from batchkit.errors import PipelineError, PipelineTypeError
 from batchkit.pipeline import Pipeline
-from batchkit.plan import nodes, streams
-from batchkit.plan.calls import Call
+from batchkit.plan.flows import compile_chunks, compile_flow, numbered_stages
+from batchkit.plan.indexed import indexed_nodes
+from batchkit.plan.placing import Placed, call_of, named_after, placed_stages, planned_before
 from batchkit.plan.plan import Plan
 from batchkit.sources import GeneratorSource
 from batchkit.stages.stage import whole
@@ -34,7 +35,7 @@ def check_shard(shard: Any) -> tuple[int, int]:
     return rank, world
 
 
-def compile(pipeline: Pipeline, shard: tuple[int, int] = (0, 1)) -> Plan:
+def compile(pipeline: Pipeline, shard: tuple[int, int] = (0, 1)) -> Any:
     """Compile a pipeline for one rank.
 
     Raises:
@@ -46,12 +47,19 @@ def compile(pipeline: Pipeline, shard: tuple[int, int] = (0, 1)) -> Plan:
             f"expected a Pipeline, not a {type(pipeline).__name__}. Make one with from_arrays(), say"
         )
     shard = check_shard(shard)
+    if pipeline.stages and isinstance(pipeline.stages[-1], st.Chunk):
+        return compile_chunks(pipeline)
     if not pipeline.batched:
         raise PipelineError("the pipeline ends in rows, and a loader hands out batches: add .batch(size)")
     _check_pads(pipeline, shard[1])
+    placed = placed_stages(pipeline)
     if isinstance(pipeline.source, GeneratorSource):
-        return _compile_stream(pipeline, shard)
-    return _compile_indexed(pipeline, shard)
+        return compile_flow(pipeline, shard, placed, 0)
+    placed = planned_before(placed)
+    numbered = numbered_stages(placed)
+    if numbered < len(placed):
+        return compile_flow(pipeline, shard, placed, numbered)
+    return _compile_indexed(pipeline, shard, placed)
 
 
 def _check_pads(pipeline: Pipeline, world: int) -> None:
@@ -63,131 +71,28 @@ def _check_pads(pipeline: Pipeline, world: int) -> None:
             )
 
 
-def _numbered_calls(pipeline: Pipeline) -> dict[int, Call]:
-    """Return the function and column stages by their place, with the key of their random numbers."""
-    calls, ordinal = {}, 0
-    for number, stage in enumerate(pipeline.stages):
-        if isinstance(stage, st.RandomMap):
-            calls[number] = Call(stage, number, (st.RANDOM_MAP, stage.seed, ordinal))
-        elif isinstance(stage, (st.FunctionStage, st.ColumnStage)):
-            calls[number] = Call(stage, number)
-        ordinal += isinstance(stage, (st.RandomMap, st.Shuffle))
-    return calls
-
-
-def _where(calls: list[Call]) -> str:
-    functions = [call for call in calls if isinstance(call.stage, st.FunctionStage)]
-    return f", after {functions[-1].where}" if functions else ""
-
-
-def _compile_indexed(pipeline: Pipeline, shard: tuple[int, int]) -> Plan:
-    calls = _numbered_calls(pipeline)
-    by_row = hasattr(pipeline.source, "read")
-    changed = any(isinstance(stage, (st.Unbatch, st.PaddedBatch)) for stage in pipeline.stages)
-    final = not calls and not by_row and not changed
-    rows: Any = nodes.SourceRows(pipeline.source, final, _whole(pipeline))
-    batches: Any = None
-    cut: nodes.CutRows | None = None
-    seen: list[Call] = []
-    ordinal, reordered = 0, False
-    for number, stage in enumerate(pipeline.stages):
-        if number in calls:
-            seen.append(calls[number])
-            by_row = by_row or (batches is None and isinstance(stage, st.FunctionStage))
-            if batches is None:
-                rows = nodes.CalledRows(rows, [calls[number]])
-            else:
-                batches = nodes.CalledBatches(batches, [calls[number]])
-        elif isinstance(stage, st.OrderStage):
-            if batches is None:
-                rows = nodes.OrderedRows(rows, stage, number, ordinal)
-            else:
-                batches, reordered = nodes.OrderedBatches(batches, stage, number, ordinal), True
-        elif isinstance(stage, st.Batch):
-            batches = cut = nodes.CutRows(rows, stage, number, _where(seen))
-            seen, reordered = [], False
-        elif isinstance(stage, st.Unbatch):
-            assert cut is not None
-            rows, batches = nodes.UncutRows(batches, cut, number, reordered), None
-        else:
-            raise PipelineError(
-                f"stage {number} {stage.label} is of no kind that can be compiled: subclass ColumnStage"
-            )
-        ordinal += isinstance(stage, (st.RandomMap, st.Shuffle))
+def _compile_indexed(pipeline: Pipeline, shard: tuple[int, int], placed: list[Placed]) -> Plan:
+    found = indexed_nodes(pipeline.source, placed, final=True)
+    cut = found.cut
     assert cut is not None
-    cut.last = batches is cut
     rank, world = shard
     static = cut.pads or cut.rows is None or cut.rows % cut.size == 0 or cut.drops
+    static = static and not any(isinstance(one.stage, st.Filter) for one in placed)
+    calls = [call_of(one) for one in placed if one.called]
+    touched = calls or any(isinstance(one.stage, (st.Unbatch, st.PaddedBatch, st.Window)) for one in placed)
     return Plan(
         pipeline=pipeline,
         shard=shard,
-        steps_per_epoch=batches.length,
-        endless=batches.length is None,
-        batches=batches,
-        stream=None,
+        steps_per_epoch=found.length,
+        endless=found.length is None,
+        batches=found.batches,
+        flow=None,
         late_calls=((), ()),
-        pads_to=None,
+        cut=None,
         rows_per_batch=(cut.size * (rank + 1) // world - cut.size * rank // world) if static else None,
         # Columns that were handed to a worker are as the source has them, not yet as the backend wants them.
-        direct=final and not cut.pads and not hasattr(pipeline.source, "handed"),
+        direct=not (touched or found.by_row or cut.pads or hasattr(pipeline.source, "handed")),
         after="",
-        last_function=_where(list(calls.values())),
-        by_row=by_row,
-    )
-
-
-def _whole(pipeline: Pipeline) -> bool:
-    """Say whether what is gathered reaches the functions behind ``batch`` in one piece."""
-    stages = pipeline.stages
-    cut = next(number for number, stage in enumerate(stages) if isinstance(stage, st.Batch))
-    before = any(isinstance(stage, st.FunctionStage) for stage in stages[:cut])
-    return not before and not any(isinstance(stage, st.Unbatch) for stage in stages)
-
-
-def _compile_stream(pipeline: Pipeline, shard: tuple[int, int]) -> Plan:
-    stages, calls = pipeline.stages, _numbered_calls(pipeline)
-    last_uncut = max((n for n, stage in enumerate(stages) if isinstance(stage, st.Unbatch)), default=-1)
-    stream: Any = streams.SourceStream(pipeline.source)
-    row_calls: list[Call] = []
-    batch_calls: list[Call] = []
-    batched, last_cut = pipeline.source.batched, None
-    for number, stage in enumerate(stages):
-        if number in calls:
-            if number < last_uncut:
-                called = streams.CalledBatchStream if batched else streams.CalledRowStream
-                stream = called(stream, [calls[number]])
-            else:
-                (batch_calls if batched else row_calls).append(calls[number])
-        elif isinstance(stage, st.OrderStage):
-            if isinstance(stage, st.Shuffle):
-                stage.iterate(stream.iterate, 0)  # says why it cannot
-            stream = streams.OrderedStream(stream, stage)
-        elif isinstance(stage, st.Batch):
-            final = number > last_uncut
-            stream = streams.CutStream(stream, stage, shard if final else (0, 1), stacks=not final)
-            batched, last_cut = True, stage
-        elif isinstance(stage, st.Unbatch):
-            stream, batched = streams.UncutStream(stream), False
-        else:
-            raise PipelineError(
-                f"stage {number} {stage.label} is of no kind that can be compiled: subclass ColumnStage"
-            )
-    rank, world = shard
-    static = last_cut is not None and last_cut.remainder != "keep"
-    size = last_cut.size if last_cut is not None else 0
-    mine = size * (rank + 1) // world - size * rank // world
-    return Plan(
-        pipeline=pipeline,
-        shard=shard,
-        steps_per_epoch=None,
-        endless=False,
-        batches=None,
-        stream=stream,
-        late_calls=(tuple(row_calls), tuple(batch_calls)),
-        pads_to=mine if last_cut is not None and last_cut.remainder == "pad" else None,
-        rows_per_batch=mine if static else None,
-        direct=False,
-        after=_where(row_calls),
-        last_function=_where(list(calls.values())),
-        by_row=True,
+        last_function=named_after(calls),
+        by_row=found.by_row,
     )

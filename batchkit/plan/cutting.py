@@ -20,8 +20,11 @@ def cut_rows(stage: st.Batch, rows: Rows, after: str, lease: Lease) -> Rows:
     """
     if isinstance(stage, st.PaddedBatch):
         if rows.items is None:
-            return Rows(rows.ids, rows.epochs, padded_columns(stage, rows.columns, rows.ids, after, lease))
-        return Rows(rows.ids, rows.epochs, padded_rows(stage, rows.items, rows.ids, after, lease))
-    if rows.items is not None:
-        return Rows(rows.ids, rows.epochs, stack_rows(rows.items, rows.ids, after, lease))
-    return rows
+            columns = padded_columns(stage, rows.columns, rows.ids, after, lease)
+        else:
+            columns = padded_rows(stage, rows.items, rows.ids, after, lease)
+    elif rows.items is not None:
+        columns = stack_rows(rows.items, rows.ids, after, lease)
+    else:
+        return rows
+    return Rows(rows.ids, rows.epochs, columns, subs=rows.subs)

@@ -5,6 +5,7 @@ Each node asks the one before it; positions are mapped down to row numbers befor
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -16,8 +17,9 @@ from batchkit import stages as st
 from batchkit import tree as tree_
 from batchkit.errors import BatchkitError, PipelineError, SchemaError, SourceError
 from batchkit.metering import SOURCE, Sheet
-from batchkit.plan.calls import Call, Rows, call_columns, call_rows, chosen_rows
+from batchkit.plan.calls import Call, Rows, call_rows, chosen_rows
 from batchkit.plan.cutting import cut_rows
+from batchkit.plan.rowwise import call_batches, window_padded
 from batchkit.ragged import part, refuse_ragged
 from batchkit.schema import LeafSpec
 from batchkit.skipping import Guard
@@ -37,6 +39,7 @@ __all__ = [
     "SlotPool",
     "SourceRows",
     "UncutRows",
+    "WindowRows",
     "none_of",
     "pad_columns",
 ]
@@ -320,6 +323,54 @@ class CutRows:
         return functools.partial(slots.column, final=True) if self.last and not self.pads else slots.column
 
 
+class WindowRows:
+    """Rows each of which is a run of rows."""
+
+    def __init__(self, before: RowsNode, stage: st.Window, number: int, after: str) -> None:
+        if before.length is None and stage.remainder != "drop":
+            stage = dataclasses.replace(stage, remainder="drop")  # there is no end that could cut a window short
+        self.length = None if before.length is None else stage.windows(before.length)
+        self.before, self.number, self._stage, self._after = before, number, stage, after
+
+    def read(self, positions: Positions, epochs: Epochs, slots: SlotPool) -> Rows:
+        starts, counts, wanted, per_row = self._wanted(positions, epochs)
+        rows = self.before.read(wanted, per_row, slots)
+        firsts = np.cumsum(counts) - counts
+        columns: Tree = None
+        items: list[Tree] | None = None
+        stage, length = self._stage, self._stage.length
+        if rows.items is None and counts.min(initial=length) == length and stage.remainder != "pad":
+            refuse_ragged(rows.columns, "window()")
+            columns = tree_.map_leaves(lambda leaf: leaf.reshape(len(starts), length, *leaf.shape[1:]), rows.columns)
+        else:
+            items = []
+            for first, count in zip(firsts.tolist(), counts.tolist(), strict=True):
+                window = cut_rows(_STACK, rows.part(first, first + count), self._after, slots.column).columns
+                items.append(window_padded(window, stage, count))
+        chosen = rows.epochs if isinstance(rows.epochs, int) else rows.epochs[firsts]
+        if slots.sheet is not None:
+            slots.sheet.columns(self.number, columns if items is None else None)
+        return Rows(rows.ids[firsts], chosen, columns, items)
+
+    def requests(self, positions: Positions, epochs: Epochs) -> Iterator[npt.NDArray[np.int64]]:
+        """Yield what is asked of the source."""
+        _, _, wanted, per_row = self._wanted(positions, epochs)
+        return self.before.requests(wanted, per_row)
+
+    def _wanted(self, positions: Positions, epochs: Epochs) -> tuple[Any, Any, npt.NDArray[np.int64], Epochs]:
+        """Return where each window begins, how long it is, and the positions and epochs of all their rows."""
+        starts = np.asarray(positions, np.int64) * self._stage.step
+        counts = np.full(len(starts), self._stage.length, np.int64)
+        if self.before.length is not None:
+            counts = np.minimum(counts, self.before.length - starts)
+        ends = np.cumsum(counts)
+        wanted = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - counts), counts)
+        return starts, counts, wanted, epochs if isinstance(epochs, int) else np.repeat(epochs, counts)
+
+
+_STACK = st.Batch(1)
+
+
 class OrderedBatches:
     """Batches in another order, or fewer, or several times."""
 
@@ -348,9 +399,7 @@ class CalledBatches:
         self.before, self._calls, self.number = before, tuple(calls), calls[0].number
 
     def read(self, number: int, epoch: int, shard: tuple[int, int], slots: SlotPool) -> Rows:
-        rows = self.before.read(number, epoch, shard, slots)
-        rows.columns = call_columns(rows.columns, rows, self._calls, slots.sheet)
-        return rows
+        return call_batches(self.before.read(number, epoch, shard, slots), self._calls, slots.sheet)
 
     def requests(self, number: int, epoch: int, shard: tuple[int, int]) -> Iterator[npt.NDArray[np.int64]]:
         """Yield what is asked of the source."""
@@ -435,7 +484,7 @@ def pad_columns(rows: Rows, size: int) -> Rows:
     have = len(rows.ids)
     mask = np.arange(size) < have
     if have == size:
-        return Rows(rows.ids, rows.epochs, columns=st.with_mask(rows.columns, mask))
+        return Rows(rows.ids, rows.epochs, columns=st.with_mask(rows.columns, mask), subs=rows.subs)
 
     refuse_ragged(rows.columns, "batch(remainder='pad')")
 
@@ -451,7 +500,8 @@ def pad_columns(rows: Rows, size: int) -> Rows:
         padded = np.zeros(size, np.int64)
         padded[:have] = epochs
         epochs = padded
-    return Rows(ids, epochs, columns=st.with_mask(tree_.map_leaves(filled, rows.columns), mask))
+    subs = None if rows.subs is None else np.concatenate([rows.subs, np.zeros(size - have, np.int64)])
+    return Rows(ids, epochs, columns=st.with_mask(tree_.map_leaves(filled, rows.columns), mask), subs=subs)
 
 
 def _few(ids: npt.NDArray[np.int64]) -> str:

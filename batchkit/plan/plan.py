@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,54 +19,19 @@ from batchkit.errors import BatchkitError, PipelineError, SchemaError
 from batchkit.metering import HOST_COPY
 from batchkit.padding import padded_schema
 from batchkit.pipeline import Pipeline
-from batchkit.plan import nodes, streams
-from batchkit.plan.calls import Call, Rows, call_columns, call_rows
+from batchkit.plan import nodes, walks
+from batchkit.plan.calls import Call, Rows, call_rows
+from batchkit.plan.chunks import ChunkPlan
 from batchkit.plan.cutting import cut_rows
-from batchkit.ragged import Ragged, part, refuse_ragged
+from batchkit.plan.memory import FreshMemory
+from batchkit.plan.rowwise import call_batches
+from batchkit.plan.step import Step
+from batchkit.plan.walked import WalkedSteps, computed_here
+from batchkit.ragged import Ragged, refuse_ragged
 from batchkit.schema import LeafSpec, spec_of
 from batchkit.tree import Tree
 
 __all__ = ["FreshMemory", "Plan", "Step"]
-
-
-class Step(NamedTuple):
-    """One batch to be computed: which epoch, which of its batches, and for a stream the rows pulled for it."""
-
-    epoch: int
-    number: int
-    rows: Rows | None = None
-
-
-class FreshMemory:
-    """A slot pool that reuses nothing and narrows nothing: for a batch on its own."""
-
-    def __init__(self) -> None:
-        self.prepared: dict[Any, Any] = {}
-        self.guard = self.sheet = None
-
-    def lessor(
-        self, key: Any, dtype: np.dtype[Any], row_shape: tuple[int, ...], final: bool = False
-    ) -> Callable[[int], npt.NDArray[Any]]:
-        """Return what makes new memory of one kind."""
-        return lambda rows: np.empty((rows, *row_shape), dtype)
-
-    def column(
-        self, key: Any, rows: int, dtype: np.dtype[Any], row_shape: tuple[int, ...], final: bool = False
-    ) -> npt.NDArray[Any]:
-        """Return new memory."""
-        return np.empty((rows, *row_shape), dtype)
-
-    def host_dtype(self, leaf: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
-        """Return the dtype itself."""
-        return dtype
-
-    def narrow_into(self, leaf: str, column: npt.NDArray[Any], out: npt.NDArray[Any]) -> None:
-        """Copy; dtypes never differ here."""
-        out[...] = column
-
-    def ready(self, leaf: str, column: npt.NDArray[Any], key: Any) -> npt.NDArray[Any]:
-        """Return the column."""
-        return column
 
 
 @dataclass(frozen=True)
@@ -78,14 +44,16 @@ class Plan:
     """How many batches an epoch has; ``None`` where it is endless or cannot be known."""
     endless: bool
     batches: nodes.BatchesNode | None = field(repr=False)
-    stream: streams.Stream | None = field(repr=False)
+    flow: walks.Flow | None = field(repr=False)
+    """What cuts the batches where they cannot be computed by their number alone."""
     late_calls: tuple[tuple[Call, ...], tuple[Call, ...]] = field(repr=False)
-    """For a stream: the functions on rows and on batches that ``compute`` applies."""
-    pads_to: int | None = field(repr=False)
+    """For a flow: the functions on rows and on batches that ``compute`` applies."""
     rows_per_batch: int | None = field(repr=False)
     """How many rows every batch of this rank has; ``None`` where that varies."""
     direct: bool = field(repr=False)
     """Whether rows are gathered to where the backend wants them, with nothing left to do."""
+    cut: st.Batch | None = field(repr=False)
+    """For a flow: the last stage that cuts batches; ``None`` where the generator yields them."""
     after: str = field(repr=False)
     """How a message about stacked rows names the function that they come from."""
     last_function: str = field(repr=False)
@@ -96,7 +64,17 @@ class Plan:
     @property
     def indexed(self) -> bool:
         """Whether any step can be computed without those before it."""
-        return self.stream is None
+        return self.flow is None
+
+    @functools.cached_property
+    def chunks(self) -> tuple[ChunkPlan, ...]:
+        """What is computed in chunks in front of the stages that cut the batches."""
+        return tuple(walks.chunk_plans(self.flow))
+
+    @property
+    def has_late_functions(self) -> bool:
+        """Whether a user's function is called on what was cut in order."""
+        return any(isinstance(call.stage, st.FunctionStage) for calls in self.late_calls for call in calls)
 
     @property
     def has_functions(self) -> bool:
@@ -108,26 +86,25 @@ class Plan:
         """Whether the row shapes of batches differ, because the longest row of each decides."""
         return any(isinstance(stage, st.PaddedBatch) and not stage.static for stage in self.pipeline.stages)
 
-    def steps(self, epoch: int, start: int = 0, part: tuple[int, int] = (0, 1)) -> Iterator[Step]:
-        """Return the steps of an epoch from ``start`` on whose number ``k`` has ``k % part[1] == part[0]``."""
+    def steps(
+        self,
+        epoch: int,
+        start: int = 0,
+        part: tuple[int, int] = (0, 1),
+        state: Any = None,
+        feeds: walks.Feeds = computed_here,
+    ) -> Iterator[Step]:
+        """Return the steps of an epoch from ``start`` on whose number ``k`` has ``k % part[1] == part[0]``.
+
+        Where batches are cut in order, ``state`` is where the walk stood in front of step ``start`` (without it
+        the steps before it are walked through), and ``feeds`` has chunks computed.
+        """
         index, count = part
         first = start + (index - start) % count
-        if self.stream is None:
+        if self.flow is None:
             numbers = itertools.count(first, count) if self.endless else range(first, self.steps_per_epoch or 0, count)
             return map(functools.partial(Step, epoch), numbers)
-        return self._pulled(epoch, first, count)
-
-    def _pulled(self, epoch: int, first: int, every: int) -> Iterator[Step]:
-        assert self.stream is not None
-        pulled = self.stream.iterate(epoch)
-        number = 0
-        try:
-            for number, rows in enumerate(pulled):
-                if number >= first and (number - first) % every == 0:
-                    yield Step(epoch, number, rows)
-        except BatchkitError as exc:
-            exc.args = (f"epoch {epoch}, after step {number}: {exc}",)
-            raise
+        return WalkedSteps(self.flow, self.shard, epoch, 0 if state is None else start, (first, count), state, feeds)
 
     def compute(self, step: Step, slots: Any) -> Tree:
         """Return the host batch of a step: a pure function of it, safe to call from several threads.
@@ -162,23 +139,22 @@ class Plan:
         return list(self.batches.requests(step.number, step.epoch, self.shard))
 
     def _finished(self, step: Step, slots: Any) -> Rows:
-        """Do to a stream's rows what is left to do."""
-        assert step.rows is not None
+        """Do to the rows that were cut what is left to do."""
+        given = step.rows
+        assert given is not None
         # The step may be computed again after a failure: leave its rows as they are.
-        rows = Rows(step.rows.ids, step.rows.epochs, step.rows.columns, step.rows.items, step.rows.surplus)
+        rows = Rows(given.ids, given.epochs, given.columns, given.items, given.surplus, subs=given.subs)
         row_calls, batch_calls = self.late_calls
         surplus = rows.surplus
-        if rows.items is not None:
+        if self.cut is not None:
             rows = call_rows(rows, row_calls, slots.guard, slots.sheet)
-            rows = cut_rows(self.pipeline.stages[self.last_batch], rows, self.after, slots.column)  # type: ignore[arg-type]
-            if self.pads_to is not None:
-                rows = nodes.pad_columns(nodes.none_of(rows) if surplus else rows, self.pads_to)
+            rows = cut_rows(self.cut, rows, self.after, slots.column)
+            if step.size is not None:
+                rows = nodes.pad_columns(nodes.none_of(rows) if surplus else rows, step.size)
                 surplus = False
             if slots.sheet is not None:
                 slots.sheet.columns(self.last_batch, rows.columns)
-        elif self.shard != (0, 1):
-            rows, surplus = self._rank_slice(rows)
-        rows.columns = call_columns(rows.columns, rows, batch_calls, slots.sheet)
+        rows = call_batches(rows, batch_calls, slots.sheet)
         rows.surplus = surplus
         return rows
 
@@ -188,17 +164,6 @@ class Plan:
         return max(
             (number for number, stage in enumerate(self.pipeline.stages) if isinstance(stage, st.Batch)), default=0
         )
-
-    def _rank_slice(self, rows: Rows) -> tuple[Rows, bool]:
-        rank, world = self.shard
-        count = len(rows.ids)
-        low, high = count * rank // world, count * (rank + 1) // world
-        surplus = low == high and count > 0
-        if surplus:
-            low, high = 0, 1
-        epochs = rows.epochs if isinstance(rows.epochs, int) else rows.epochs[low:high]
-        columns = tree_.map_leaves(lambda leaf: part(leaf, low, high), rows.columns)
-        return Rows(rows.ids[low:high], epochs, columns=columns), surplus
 
     def ready(self, rows: Rows, slots: Any) -> Tree:
         """Return the columns of a finished batch as the backend wants them."""
@@ -215,29 +180,30 @@ class Plan:
     def batch(self, k: int) -> Tree:
         """Return batch ``k``, counted over epochs, in memory of its own. Equal arguments give equal arrays.
 
-        Over a generator this replays the epoch up to the batch.
+        Where batches are cut in order, this goes through the epoch up to the batch.
 
         Raises:
             PipelineError: there is no batch ``k``.
         """
         if k < 0:
             raise PipelineError(f"there is no batch {k}: batches are counted from 0")
-        if self.stream is None and not self.endless:
+        if self.flow is None and not self.endless:
             if not self.steps_per_epoch:
                 raise PipelineError(f"there is no batch {k}: the pipeline has no batches")
             epoch, number = divmod(k, self.steps_per_epoch)
             return self.compute(Step(epoch, number), FreshMemory())
-        if self.stream is None:
+        if self.flow is None:
             return self.compute(Step(0, k), FreshMemory())
         seen = 0
         for epoch in itertools.count():
             number = -1
-            for step in self.steps(epoch):
-                number = step.number
-                if seen + number == k:
-                    return self.compute(step, FreshMemory())
+            with contextlib.closing(self.steps(epoch)) as steps:  # type: ignore[type-var]
+                for step in steps:
+                    number = step.number
+                    if seen + number == k:
+                        return self.compute(step, FreshMemory())
             if number < 0:
-                raise PipelineError(f"there is no batch {k}: epoch {epoch} of the generator has none")
+                raise PipelineError(f"there is no batch {k}: epoch {epoch} has none")
             seen += number + 1
         raise AssertionError("unreachable")
 
@@ -252,10 +218,13 @@ class Plan:
         """
         if not self.by_row and not self.has_functions and self._plain_columns():
             return self._static_schema()
-        step = next(iter(self.steps(0)), None)
+        steps = iter(self.steps(0))
+        step = next(steps, None)
         if step is None:
             raise SchemaError("the pipeline has no batches, so that their schema cannot be known. Give it rows")
         columns = self.compute(step, FreshMemory())
+        if self.flow is not None:
+            steps.close()  # type: ignore[attr-defined]
 
         varies = self.varies
 

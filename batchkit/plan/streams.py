@@ -1,100 +1,138 @@
-"""The compiled form of a pipeline over a generator: iterators that start anew each epoch.
-
-Only what must happen in order happens here: pulling, counting and cutting rows, and functions
-in front of an ``unbatch``. What can be computed anywhere is left to ``Plan.compute``.
-"""
+"""A generator as a flow: its rows, or batches, numbered as they come."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
-from batchkit import stages as st
 from batchkit import tree as tree_
-from batchkit.errors import BatchkitError, SchemaError, SourceError
+from batchkit.errors import BatchkitError, SchemaError, SourceError, StateError
 from batchkit.functions import describe_function
-from batchkit.padding import fresh
-from batchkit.plan.calls import Call, Rows, call_columns, call_rows
-from batchkit.plan.cutting import cut_rows
-from batchkit.plan.nodes import pad_columns
+from batchkit.plan.calls import Rows
+from batchkit.plan.walks import Cut, Feeds, State, Walk
 from batchkit.schema import as_leaf
 from batchkit.sources import GeneratorSource
-from batchkit.sources.stacking import detached, split_rows
+from batchkit.sources.stacking import detached
 from batchkit.tree import Tree
 
-__all__ = [
-    "CalledBatchStream",
-    "CalledRowStream",
-    "CutStream",
-    "OrderedStream",
-    "SourceStream",
-    "Stream",
-    "UncutStream",
-]
+__all__ = ["StreamFlow"]
 
 
-class Row(NamedTuple):
-    """One row of a stream and its address."""
+class StreamFlow:
+    """What the generator yields: rows, or where it is batched, batches.
 
-    id: int
-    epoch: int
-    item: Tree
-
-
-class Stream(Protocol):
-    """Rows one at a time (:class:`Row`), or batches (:class:`Rows`)."""
-
-    def iterate(self, epoch: int) -> Iterator[Any]:
-        """Start an epoch."""
-        ...
-
-
-class SourceStream:
-    """What the generator yields: rows numbered as they come, or batches with their rows numbered."""
+    State: how many items were pulled, and what the iterator's own ``state_dict()`` returned if it has one and
+    ``load_state_dict()`` besides; without it going on means pulling as many items again.
+    """
 
     def __init__(self, source: GeneratorSource) -> None:
-        self._source = source
-        self._name = f"from_generator({describe_function(source.fn)})"
+        self.source, self.batched = source, source.batched
+        self.name = f"from_generator({describe_function(source.fn)})"
 
-    def iterate(self, epoch: int) -> Iterator[Row | Rows]:
-        iterator = self._source.open()
+    def walk(self, epoch: int, state: State, feeds: Feeds) -> Walk:
+        return _Batches(self, epoch, state) if self.batched else _Rows(self, epoch, state)
+
+
+class _Stream:
+    def __init__(self, flow: StreamFlow, epoch: int, state: State) -> None:
+        self._flow, self._epoch = flow, epoch
+        items, row, own = state or (0, 0, None)
+        self._items: int = items
+        self._row: int = row
+        self._own = None if own is None else own["state"]
+        self._replay = self._items
+        self._iterator: Iterator[Any] | None = None
+        self._stateful = False
+
+    def _open(self) -> Iterator[Any]:
+        self._iterator = iterator = self._flow.source.open()
+        self._stateful = hasattr(iterator, "state_dict") and hasattr(iterator, "load_state_dict")
+        if self._own is not None:
+            if not self._stateful:
+                raise StateError(
+                    f"{self._flow.name}: the state is of an iterator with load_state_dict(), which it lacks"
+                )
+            self._guarded("load_state_dict()", lambda: iterator.load_state_dict(self._own))  # type: ignore[attr-defined]
+            self._replay = 0
+        for number in range(self._replay):
+            if self._pulled(number) is _END:
+                raise StateError(
+                    f"{self._flow.name}: the state is behind item {self._replay}, but now there are only {number}: "
+                    "the generator yields something else than when the state was taken"
+                )
+        return iterator
+
+    def _next(self) -> Any:
+        """Return the next item, or ``_END``."""
+        if self._iterator is None:
+            self._open()
+        item = self._pulled(self._items)
+        if item is not _END:
+            self._items += 1
+            if self._stateful:
+                own = self._guarded("state_dict()", self._iterator.state_dict)  # type: ignore[union-attr]
+                self._own = copy.deepcopy(own)  # it may be the very dict that the iterator goes on with
+        return item
+
+    def _pulled(self, number: int) -> Any:
+        assert self._iterator is not None
         try:
-            yield from self._batches(iterator, epoch) if self._source.batched else self._rows(iterator, epoch)
-        finally:
-            close = getattr(iterator, "close", None)
-            if close is not None:
-                close()
+            return next(self._iterator)
+        except StopIteration:
+            return _END
+        except BatchkitError:
+            raise
+        except Exception as exc:
+            what = "batches" if self._flow.batched else "rows"
+            raise SourceError(f"{self._flow.name} raised after {number} {what}: {type(exc).__name__}: {exc}") from exc
 
-    def _pulled(self, iterator: Iterator[Any], what: str) -> Iterator[tuple[int, Any]]:
-        for number in itertools.count():
-            try:
-                item = next(iterator)
-            except StopIteration:
-                return
-            except BatchkitError:
-                raise
-            except Exception as exc:
-                raise SourceError(f"{self._name} raised after {number} {what}: {type(exc).__name__}: {exc}") from exc
-            yield number, item
+    def _guarded(self, what: str, function: Callable[[], Any]) -> Any:
+        try:
+            return function()
+        except Exception as exc:
+            raise SourceError(f"{self._flow.name}: its {what} raised {type(exc).__name__}: {exc}") from exc
 
-    def _rows(self, iterator: Iterator[Any], epoch: int) -> Iterator[Row]:
-        for number, item in self._pulled(iterator, "rows"):
+    def state(self) -> State:
+        return (self._items, self._row, None if self._own is None else {"state": self._own})
+
+    def close(self) -> None:
+        close = getattr(self._iterator, "close", None)
+        if close is not None:
+            close()
+
+
+_END = object()
+
+
+class _Rows(_Stream):
+    def pull(self, most: int) -> Rows | None:
+        first, items = self._items, []
+        for _ in range(most):
+            item = self._next()
+            if item is _END:
+                break
             # A generator may yield one array again and again, changed: take the values as they are now.
-            yield Row(number, epoch, detached(item, copy=True))
+            items.append(detached(item, copy=True))
+        if not items:
+            return None
+        return Rows(np.arange(first, first + len(items)), self._epoch, items=items)
 
-    def _batches(self, iterator: Iterator[Any], epoch: int) -> Iterator[Rows]:
-        first = 0
-        for number, item in self._pulled(iterator, "batches"):
-            columns = self._columns(item, number)
-            count = len(tree_.flatten(columns)[0][0])
-            yield Rows(np.arange(first, first + count), epoch, columns=columns)
-            first += count
+
+class _Batches(_Stream):
+    def pull(self, most: int) -> Cut | None:
+        number, item = self._items, self._next()
+        if item is _END:
+            return None
+        columns = self._columns(item, number)
+        first, count = self._row, len(tree_.flatten(columns)[0][0])
+        self._row += count
+        return Cut(Rows(np.arange(first, first + count), self._epoch, columns=columns))
 
     def _columns(self, item: Any, number: int) -> Tree:
-        where = f"{self._name}: batch {number}"
+        where = f"{self._flow.name}: batch {number}"
         leaves, treedef = tree_.flatten(item)
         if not leaves:
             raise SchemaError(f"{where} is {item!r}, which has no leaf. Yield a tree of arrays with one leading axis")
@@ -112,76 +150,3 @@ class SourceStream:
                 )
             arrays.append(array.copy())
         return tree_.unflatten(treedef, arrays)
-
-
-class OrderedStream:
-    """Fewer rows or batches, or several passes over them."""
-
-    def __init__(self, before: Stream, stage: st.OrderStage) -> None:
-        self._before, self._stage = before, stage
-
-    def iterate(self, epoch: int) -> Iterator[Any]:
-        return self._stage.iterate(self._before.iterate, epoch)
-
-
-class CalledRowStream:
-    """Functions on rows in front of an ``unbatch``, which have to run before what follows can be cut."""
-
-    def __init__(self, before: Stream, calls: Sequence[Call]) -> None:
-        self._before, self._calls = before, tuple(calls)
-
-    def iterate(self, epoch: int) -> Iterator[Row]:
-        for row in self._before.iterate(epoch):
-            called = call_rows(Rows(np.array([row.id]), row.epoch, items=[row.item]), self._calls)
-            assert called.items is not None
-            yield Row(row.id, row.epoch, called.items[0])
-
-
-class CalledBatchStream:
-    """The same for functions on batches."""
-
-    def __init__(self, before: Stream, calls: Sequence[Call]) -> None:
-        self._before, self._calls = before, tuple(calls)
-
-    def iterate(self, epoch: int) -> Iterator[Rows]:
-        for rows in self._before.iterate(epoch):
-            rows.columns = call_columns(rows.columns, rows, self._calls)
-            yield rows
-
-
-class CutStream:
-    """Rows cut into batches; each rank keeps its slice of the rows."""
-
-    def __init__(self, before: Stream, stage: st.Batch, shard: tuple[int, int], stacks: bool) -> None:
-        self._before, self._stage, self._shard, self._stacks = before, stage, shard, stacks
-
-    def iterate(self, epoch: int) -> Iterator[Rows]:
-        size, rows = self._stage.size, self._before.iterate(epoch)
-        while run := list(itertools.islice(rows, size)):
-            if len(run) == size or self._stage.remainder != "drop":
-                yield self._cut(run)
-
-    def _cut(self, run: list[Row]) -> Rows:
-        rank, world = self._shard
-        cut = self._stage.size if self._stage.remainder == "pad" else len(run)
-        mine = run[cut * rank // world : cut * (rank + 1) // world]
-        surplus = not mine
-        numbers, turns, items = zip(*(mine or run[:1]), strict=True)
-        ids = np.array(numbers)
-        epochs = turns[0] if turns[0] == turns[-1] else np.array(turns)  # epochs only grow
-        if self._stacks:
-            whole = cut_rows(self._stage, Rows(ids, epochs, items=list(items)), "", fresh)
-            return pad_columns(whole, cut) if self._stage.remainder == "pad" else whole
-        return Rows(ids, epochs, items=list(items), surplus=surplus)
-
-
-class UncutStream:
-    """Batches taken apart into rows."""
-
-    def __init__(self, before: Stream) -> None:
-        self._before = before
-
-    def iterate(self, epoch: int) -> Iterator[Row]:
-        for rows in self._before.iterate(epoch):
-            for index, item in enumerate(split_rows(rows.columns)):
-                yield Row(int(rows.ids[index]), rows.epoch_of(index), item)

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from batchkit.stages.columns import Cast, Drop, Rename, Select
-from batchkit.stages.cut import Batch, PaddedBatch, Unbatch, with_mask
+from batchkit.stages.cut import Batch, Chunk, PaddedBatch, Rebatch, Unbatch, Window, with_mask
 from batchkit.stages.order import OrderStage, Repeat, Shuffle, Skip, Take
-from batchkit.stages.rows import RANDOM_MAP, FunctionStage, Map, RandomMap
+from batchkit.stages.rows import RANDOM_MAP, Filter, FlatMap, FunctionStage, Map, RandomMap
 from batchkit.stages.stage import ColumnStage, Stage
 
 __all__ = [
@@ -16,13 +16,17 @@ __all__ = [
     "STAGES",
     "Batch",
     "Cast",
+    "Chunk",
     "ColumnStage",
     "Drop",
+    "Filter",
+    "FlatMap",
     "FunctionStage",
     "Map",
     "OrderStage",
     "PaddedBatch",
     "RandomMap",
+    "Rebatch",
     "Rename",
     "Repeat",
     "Select",
@@ -31,6 +35,7 @@ __all__ = [
     "Stage",
     "Take",
     "Unbatch",
+    "Window",
     "with_mask",
 ]
 
@@ -38,8 +43,8 @@ STAGES: Mapping[str, type[Stage]] = MappingProxyType(
     {
         stage.verb: stage
         for stage in (
-            *(Shuffle, Repeat, Take, Skip, Map, RandomMap),
-            *(Batch, PaddedBatch, Unbatch, Select, Drop, Rename, Cast),
+            *(Shuffle, Repeat, Take, Skip, Map, RandomMap, Filter, FlatMap, Window),
+            *(Batch, PaddedBatch, Unbatch, Rebatch, Select, Drop, Rename, Cast),
         )
     }
 )

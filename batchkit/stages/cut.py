@@ -10,7 +10,7 @@ from batchkit.errors import PipelineError, PipelineTypeError, SchemaError, neare
 from batchkit.stages.stage import Stage, at_least
 from batchkit.tree import Tree
 
-__all__ = ["REMAINDERS", "Batch", "PaddedBatch", "Unbatch", "with_mask"]
+__all__ = ["REMAINDERS", "Batch", "Chunk", "PaddedBatch", "Rebatch", "Unbatch", "Window", "with_mask"]
 
 REMAINDERS = ("keep", "drop", "pad")
 
@@ -29,11 +29,7 @@ class Batch(Stage):
 
     def __post_init__(self) -> None:
         at_least(self.size, "batch(size)", 1)
-        if self.remainder not in REMAINDERS:
-            hint = nearest(str(self.remainder), list(REMAINDERS))
-            raise PipelineError(
-                f"batch(remainder) must be one of 'keep', 'drop' and 'pad', not {self.remainder!r}{hint}"
-            )
+        _check_remainder("batch", self.remainder)
 
     def batches(self, rows: int | None) -> int | None:
         """Return how many batches ``rows`` rows make (``None``: endless)."""
@@ -60,11 +56,7 @@ class PaddedBatch(Batch):
 
     def __post_init__(self) -> None:
         at_least(self.size, "padded_batch(size)", 1)
-        if self.remainder not in REMAINDERS:
-            hint = nearest(str(self.remainder), list(REMAINDERS))
-            raise PipelineError(
-                f"padded_batch(remainder) must be one of 'keep', 'drop' and 'pad', not {self.remainder!r}{hint}"
-            )
+        _check_remainder("padded_batch", self.remainder)
         at_least(self.multiple_of, "padded_batch(multiple_of)", 1)
         for value in self.length.values() if isinstance(self.length, Mapping) else (self.length,):
             for side in value if isinstance(value, (list, tuple)) else (value,):
@@ -102,6 +94,74 @@ class Unbatch(Stage):
     verb: ClassVar[str] = "unbatch"
 
 
+@dataclass(frozen=True)
+class Rebatch(Stage):
+    """Put the rows of batches into batches of another size."""
+
+    verb: ClassVar[str] = "rebatch"
+    size: int
+    remainder: str = "keep"
+
+    def __post_init__(self) -> None:
+        at_least(self.size, "rebatch(size)", 1)
+        _check_remainder("rebatch", self.remainder)
+
+
+@dataclass(frozen=True)
+class Window(Stage):
+    """Put ``length`` consecutive rows into one row, beginning at every ``stride``-th; ``inside``: of each row's leaves.
+
+    ``remainder`` says what becomes of windows that the end cuts short: ``"drop"``, ``"keep"``, or ``"pad"``
+    with zeros, with a boolean leaf ``"mask"`` of shape ``(length,)``.
+    """
+
+    verb: ClassVar[str] = "window"
+    length: int
+    stride: int | None = None
+    inside: bool = False
+    remainder: str = "drop"
+
+    def __post_init__(self) -> None:
+        at_least(self.length, "window(length)", 1)
+        if self.stride is not None:
+            at_least(self.stride, "window(stride)", 1)
+        if not isinstance(self.inside, bool):
+            raise PipelineTypeError(f"window(inside) must be True or False, not {self.inside!r}")
+        _check_remainder("window", self.remainder)
+
+    @property
+    def step(self) -> int:
+        """By how many rows the beginnings of two windows differ."""
+        return self.length if self.stride is None else self.stride
+
+    def windows(self, rows: int) -> int:
+        """Return how many windows ``rows`` rows have."""
+        if self.remainder == "drop":
+            return max((rows - self.length) // self.step + 1, 0)
+        return -(-rows // self.step)
+
+
+@dataclass(frozen=True)
+class Chunk(Stage):
+    """The end of the part of a pipeline whose rows are computed in runs of ``size``: the plan's own, not for users.
+
+    ``numbers`` and ``ordinals`` say which stages of the whole pipeline the stages before it are, and how many
+    random stages come before each of them there. ``carried``: the rows come with the step.
+    """
+
+    verb: ClassVar[str] = "chunk"
+    size: int
+    numbers: tuple[int, ...]
+    ordinals: tuple[int, ...]
+    carried: bool = False
+
+
+def _check_remainder(verb: str, remainder: Any) -> None:
+    if remainder not in REMAINDERS:
+        hint = nearest(str(remainder), list(REMAINDERS))
+        raise PipelineError(f"{verb}(remainder) must be one of 'keep', 'drop' and 'pad', not {remainder!r}{hint}")
+
+
 def with_mask(columns: Tree, mask: Any) -> Tree:
     """Return ``columns`` with the leaf ``"mask"`` added: a dict's key, else a tuple's last part.
 
@@ -110,9 +170,7 @@ def with_mask(columns: Tree, mask: Any) -> Tree:
     """
     if isinstance(columns, dict):
         if "mask" in columns:
-            raise SchemaError(
-                "batch(remainder='pad') adds a leaf 'mask', but there is one: rename it, .rename(mask='...')"
-            )
+            raise SchemaError("remainder='pad' adds a leaf 'mask', but there is one: rename it, .rename(mask='...')")
         return {**columns, "mask": mask}
     if isinstance(columns, tuple) and not hasattr(columns, "_fields"):
         return (*columns, mask)

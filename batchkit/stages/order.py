@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias, TypeVar
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +16,6 @@ from batchkit.stages.stage import Stage, at_least
 
 __all__ = ["Epochs", "OrderStage", "Positions", "Repeat", "Shuffle", "Skip", "Take"]
 
-T = TypeVar("T")
 Positions: TypeAlias = "range | npt.NDArray[np.int64]"
 Epochs: TypeAlias = "int | npt.NDArray[np.int64]"
 Locator: TypeAlias = Callable[[Positions, Epochs], tuple[Positions, Epochs]]
@@ -42,35 +40,43 @@ class OrderStage(Stage):
         """
         raise TypeError(f"{type(self).__name__} has no locator()")
 
-    def iterate(self, epochs: Callable[[int], Iterator[T]], epoch: int) -> Iterator[T]:
-        """Do the same to a stream: ``epochs(e)`` starts epoch ``e`` of what comes before."""
-        raise PipelineError(
-            f"{self.label} cannot follow a generator: its rows have no numbers to permute. "
-            "Shuffle inside the generator, or put the rows in a list and use from_sequence()"
-        )
-
 
 @dataclass(frozen=True)
 class Shuffle(OrderStage):
-    """Permute all rows; another order every epoch unless ``reshuffle`` is false."""
+    """Permute all rows; another order every epoch unless ``reshuffle`` is false.
+
+    With a ``window`` only the rows of each run of so many are permuted among themselves.
+    """
 
     verb: ClassVar[str] = "shuffle"
     seed: int = 0
     reshuffle: bool = True
+    window: int | None = None
 
     def __post_init__(self) -> None:
         at_least(self.seed, "shuffle(seed)", 0)
         if not isinstance(self.reshuffle, bool):
             raise PipelineTypeError(f"shuffle(reshuffle) must be True or False, not {self.reshuffle!r}")
+        if self.window is not None:
+            at_least(self.window, "shuffle(window)", 1)
 
     def length(self, before: int | None) -> int | None:
-        if before is None:
-            raise PipelineError("shuffle() cannot permute endless rows: put shuffle() before repeat()")
+        if before is None and self.window is None:
+            raise PipelineError(
+                "shuffle() cannot permute endless rows: put shuffle() before repeat(), or give it a window"
+            )
         return before
 
     def locator(self, before: int | None, ordinal: int) -> Locator:
+        if self.window is not None:
+            return _WindowLocator(before, self, ordinal)
         assert before is not None
         return _ShuffleLocator(before, (_SHUFFLE, self.seed, ordinal), self.reshuffle)
+
+    def block(self, rows: int, ordinal: int, epoch: int, number: int) -> npt.NDArray[np.int64]:
+        """Return the order of the ``rows`` rows of one window of an epoch."""
+        key = (_SHUFFLE, self.seed, ordinal, epoch if self.reshuffle else 0, number)
+        return Permutation(rows, key).block(0, rows)
 
 
 class _ShuffleLocator:
@@ -115,6 +121,37 @@ class _ShuffleLocator:
         return rows, epochs
 
 
+class _WindowLocator:
+    """Looks positions up in the orders of the windows that they lie in; keeps the last few orders."""
+
+    KEPT = 64
+
+    def __init__(self, length: int | None, stage: Shuffle, ordinal: int) -> None:
+        self._length, self._stage, self._ordinal = length, stage, ordinal
+        self._kept: dict[tuple[int, int], npt.NDArray[np.int64]] = {}
+
+    def _order(self, epoch: int, number: int) -> npt.NDArray[np.int64]:
+        found = self._kept.get((epoch, number))
+        if found is None:
+            window = self._stage.window or 1
+            rows = window if self._length is None else min(window, self._length - number * window)
+            found = self._stage.block(rows, self._ordinal, epoch, number)
+            if len(self._kept) >= self.KEPT:
+                self._kept = {}  # another thread may be reading the old one
+            self._kept[epoch, number] = found
+        return found
+
+    def __call__(self, positions: Positions, epochs: Epochs) -> tuple[Positions, Epochs]:
+        wanted = np.asarray(positions, np.int64)
+        numbers, offsets = np.divmod(wanted, self._stage.window or 1)
+        per_row = np.broadcast_to(np.asarray(epochs, np.int64), wanted.shape)
+        rows = np.empty(len(wanted), np.int64)
+        for epoch, number in set(zip(per_row.tolist(), numbers.tolist(), strict=True)):
+            chosen = (per_row == epoch) & (numbers == number)
+            rows[chosen] = self._order(epoch, number)[offsets[chosen]] + number * (self._stage.window or 1)
+        return rows, epochs
+
+
 @dataclass(frozen=True)
 class Repeat(OrderStage):
     """Go over the rows ``count`` times (for ever without it); each pass is an epoch of what comes before."""
@@ -147,15 +184,6 @@ class Repeat(OrderStage):
 
         return locate
 
-    def iterate(self, epochs: Callable[[int], Iterator[T]], epoch: int) -> Iterator[T]:
-        for which in itertools.count() if self.count is None else range(self.count):
-            empty = True
-            for item in epochs(epoch * (self.count or ENDLESS) + which):
-                empty = False
-                yield item
-            if empty and self.count is None:
-                raise PipelineError("repeat() for ever over a generator that yields nothing would never end")
-
 
 @dataclass(frozen=True)
 class Take(OrderStage):
@@ -172,9 +200,6 @@ class Take(OrderStage):
 
     def locator(self, before: int | None, ordinal: int) -> Locator:
         return _same
-
-    def iterate(self, epochs: Callable[[int], Iterator[T]], epoch: int) -> Iterator[T]:
-        return itertools.islice(epochs(epoch), self.count)
 
 
 @dataclass(frozen=True)
@@ -199,9 +224,6 @@ class Skip(OrderStage):
             return positions + shift, epochs
 
         return locate
-
-    def iterate(self, epochs: Callable[[int], Iterator[T]], epoch: int) -> Iterator[T]:
-        return itertools.islice(epochs(epoch), self.count, None)
 
 
 def _same(positions: Positions, epochs: Epochs) -> tuple[Positions, Epochs]:

@@ -11,7 +11,7 @@ from batchkit.errors import PipelineError, PipelineTypeError
 from batchkit.functions import describe_function, exportable_name, resolve_function
 from batchkit.stages.stage import Stage, at_least
 
-__all__ = ["RANDOM_MAP", "FunctionStage", "Map", "RandomMap"]
+__all__ = ["RANDOM_MAP", "Filter", "FlatMap", "FunctionStage", "Map", "RandomMap"]
 
 RANDOM_MAP = 2
 """The first word of a random map's key; shuffles have another."""
@@ -75,3 +75,17 @@ class RandomMap(FunctionStage):
 
     def _options(self) -> dict[str, Any]:
         return {"seed": self.seed, **self.kwargs} if self.seed else dict(self.kwargs)
+
+
+@dataclass(frozen=True)
+class Filter(FunctionStage):
+    """Keep the rows for which ``fn(row)`` is true; behind a batch stage those where ``fn(columns)`` is."""
+
+    verb: ClassVar[str] = "filter"
+
+
+@dataclass(frozen=True)
+class FlatMap(FunctionStage):
+    """``fn(row) -> rows``: any number of rows, none too, in the place of each."""
+
+    verb: ClassVar[str] = "flat_map"

@@ -1,0 +1,103 @@
+"""Chunks: runs of rows, computed anywhere, of which each row may have become any number of rows.
+
+A chunk is a pure function of the rows that it is made of; what is cut out of chunks, and in which order, is
+decided behind them (``walks.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from batchkit.errors import BatchkitError
+from batchkit.pipeline import Pipeline
+from batchkit.plan.calls import Call, Rows
+from batchkit.plan.nodes import BatchesNode, RowsNode
+from batchkit.plan.rowwise import rowwise
+from batchkit.plan.step import Step
+from batchkit.tree import Tree
+
+__all__ = ["ChunkPlan", "chunk_rows"]
+
+
+class ChunkPlan:
+    """What an executor computes chunks by; looks like a plan.
+
+    The rows of a chunk come with its step (``node`` is ``None``), or are at the positions that the step
+    names; where ``node`` reads batches the chunk is one batch, taken apart into rows.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        node: RowsNode | BatchesNode | None,
+        calls: Sequence[Call],
+        last_function: str,
+        cut: bool = False,
+    ) -> None:
+        self.pipeline, self.node, self.cut = pipeline, node, cut
+        self.last_function = last_function
+        self._calls = tuple(calls)
+        self.shard = (0, 1)
+        self.steps_per_epoch: int | None = None
+        self.endless = False
+
+    def compute(self, step: Step, slots: Any) -> Tree:
+        """Return the rows of a chunk: read them back by :func:`chunk_rows`.
+
+        Raises:
+            BatchkitError: what went wrong, with the epoch in front.
+        """
+        guard = slots.guard
+        if guard is not None:
+            guard.begin()
+        try:
+            rows = rowwise(self._read(step, slots), self._calls, guard, slots.sheet)
+        except BatchkitError as exc:
+            exc.args = (f"epoch {step.epoch}: {exc}",)
+            raise
+        if guard is not None:
+            guard.end((step.epoch, step.number))
+        return {
+            "ids": rows.ids,
+            "epochs": np.asarray(rows.epochs),
+            "rows": rows.columns if rows.items is None else rows.items,
+            "subs": rows.subs,
+        }
+
+    def _read(self, step: Step, slots: Any) -> Rows:
+        given = step.rows
+        assert given is not None
+        if self.node is None:
+            return Rows(given.ids, given.epochs, given.columns, given.items, subs=given.subs)
+        if self.cut:
+            return self.node.read(int(given.ids[0]), step.epoch, (0, 1), slots)  # type: ignore[call-arg,arg-type]
+        return self.node.read(given.ids, given.epochs, slots)  # type: ignore[call-arg,arg-type]
+
+    def requests(self, step: Step) -> list[npt.NDArray[np.int64]]:
+        """Return the row numbers that a step has the source read, call by call; reads nothing."""
+        given = step.rows
+        if self.node is None or given is None:
+            return [] if given is None else [given.ids]
+        requested: Iterator[npt.NDArray[np.int64]]
+        if self.cut:
+            requested = self.node.requests(int(given.ids[0]), step.epoch, (0, 1))  # type: ignore[call-arg,arg-type]
+        else:
+            requested = self.node.requests(given.ids, given.epochs)  # type: ignore[call-arg,arg-type]
+        return list(requested)
+
+
+def chunk_rows(tree: Tree) -> Rows:
+    """Return what :meth:`ChunkPlan.compute` returned as rows."""
+    rows, epochs = tree["rows"], tree["epochs"]
+    listed = type(rows) is list
+    return Rows(
+        tree["ids"],
+        epochs if epochs.ndim else int(epochs),
+        None if listed else rows,
+        rows if listed else None,
+        subs=tree["subs"],
+    )

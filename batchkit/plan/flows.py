@@ -1,0 +1,192 @@
+"""Compiling the stages behind which rows have no numbers: those over a generator, and those that keep no count."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from batchkit import stages as st
+from batchkit.errors import PipelineError
+from batchkit.pipeline import Pipeline
+from batchkit.plan import walks
+from batchkit.plan.calls import Call
+from batchkit.plan.chunks import ChunkPlan
+from batchkit.plan.indexed import indexed_nodes
+from batchkit.plan.placing import Placed, batched, behind, call_of, named_after, refuse_shuffle
+from batchkit.plan.plan import Plan
+from batchkit.plan.rowwise import changes_number
+from batchkit.plan.streams import StreamFlow
+from batchkit.sources import GeneratorSource
+
+__all__ = ["compile_chunks", "compile_flow", "numbered_stages"]
+
+CHUNK = 256
+"""How many rows a chunk has where no batch size says what is wanted."""
+
+
+def numbered_stages(placed: Sequence[Placed]) -> int:
+    """Return how many stages of an indexed source map positions to positions, before the first that does not."""
+    filtered = False
+    for place, one in enumerate(placed):
+        in_batches = batched(placed[:place])
+        if changes_number(one.stage):
+            if not in_batches:
+                return place
+            filtered = True
+        elif isinstance(one.stage, st.Unbatch):
+            if filtered:
+                return place
+        elif isinstance(one.stage, st.Batch):
+            filtered = False
+    return len(placed)
+
+
+def compile_chunks(pipeline: Pipeline) -> ChunkPlan:
+    """Compile what an executor computes chunks by, from the pipeline that ends in a ``Chunk``."""
+    *stages, chunk = pipeline.stages
+    assert isinstance(chunk, st.Chunk)
+    placed = [Placed(*each) for each in zip(stages, chunk.numbers, chunk.ordinals, strict=True)]
+    calls = [call_of(one) for one in placed if one.called]
+    if chunk.carried:
+        return ChunkPlan(pipeline, None, calls, named_after(calls))
+    first = numbered_stages(placed)
+    found = indexed_nodes(pipeline.source, placed[:first], final=False)
+    if found.batches is not None:
+        return ChunkPlan(pipeline, found.batches, (), named_after(calls), cut=True)
+    return ChunkPlan(pipeline, found.rows, [call_of(one) for one in placed[first:]], named_after(calls))
+
+
+def compile_flow(pipeline: Pipeline, shard: tuple[int, int], placed: list[Placed], numbered: int) -> Plan:
+    """Compile a pipeline whose first ``numbered`` stages map positions to positions.
+
+    Raises:
+        PipelineError: a stage cannot do its work there.
+    """
+    compiler = _Compiler(pipeline, placed, numbered)
+    for place in range(numbered, len(placed)):
+        compiler.add(place)
+    cut = compiler.last_cut
+    rank, world = shard
+    static = cut is not None and cut.remainder != "keep" and not compiler.filtered
+    size = cut.size if cut is not None else 0
+    calls = [call_of(one) for one in placed if one.called]
+    return Plan(
+        pipeline=pipeline,
+        shard=shard,
+        steps_per_epoch=None,
+        endless=compiler.endless,
+        batches=None,
+        flow=compiler.flow,
+        late_calls=(tuple(compiler.late), tuple(compiler.batch_calls)),
+        cut=cut,
+        rows_per_batch=size * (rank + 1) // world - size * rank // world if static else None,
+        direct=False,
+        after=named_after(compiler.late),
+        last_function=named_after(calls),
+        by_row=True,
+    )
+
+
+class _Compiler:
+    """Takes up one stage after the other."""
+
+    def __init__(self, pipeline: Pipeline, placed: list[Placed], numbered: int) -> None:
+        self._pipeline, self._placed, self._numbered = pipeline, placed, numbered
+        self._last_uncut = max((n for n, one in enumerate(placed) if isinstance(one.stage, st.Unbatch)), default=-1)
+        self._pending: list[Placed] = []
+        self.late: list[Call] = []
+        self.batch_calls: list[Call] = []
+        self.last_cut: st.Batch | None = None
+        self.filtered = False
+        self.endless = False
+        self._read = True
+        self._pass_rows: int | None = None
+        source = pipeline.source
+        if isinstance(source, GeneratorSource):
+            self.flow: Any = StreamFlow(source)
+            return
+        found = indexed_nodes(source, placed[:numbered], final=False)
+        self._read = False
+        self.endless = found.length is None
+        self._pass_rows = 2 * len(source) + CHUNK if self.endless else None
+        self.flow = walks.PositionsFlow(found.length)
+        if found.batches is not None:  # a batch, made smaller by a filter, is a chunk
+            self._compute([], 1)
+
+    def add(self, place: int) -> None:
+        """Take up the stage at a place."""
+        one = self._placed[place]
+        stage = one.stage
+        if one.called:
+            self._call(one, place)
+        elif isinstance(stage, st.OrderStage):
+            self._order(one, stage, place)
+        elif isinstance(stage, st.Batch):
+            self._cut(one, stage, place > self._last_uncut)
+        elif isinstance(stage, st.Unbatch):
+            if self.flow.batched:  # else it was a chunk
+                self.flow = walks.UncutFlow(self.flow)
+        elif isinstance(stage, st.Window):
+            self._computed(one.number)
+            self.flow = walks.WindowFlow(self.flow, stage, "")
+        else:
+            raise PipelineError(
+                f"stage {one.number} {stage.label} is of no kind that can be compiled: subclass ColumnStage"
+            )
+
+    def _call(self, one: Placed, place: int) -> None:
+        if not self.flow.batched:
+            self._pending.append(one)
+            return
+        if isinstance(one.stage, (st.FlatMap, st.Window)):
+            raise PipelineError(f"{one.stage.label} works on rows: put it before batch(), or add unbatch() before it")
+        self.filtered = self.filtered or isinstance(one.stage, st.Filter)
+        if place > self._last_uncut:
+            self.batch_calls.append(call_of(one))
+        else:
+            self.flow = walks.BatchCallsFlow(self.flow, [call_of(one)])
+
+    def _order(self, one: Placed, stage: st.OrderStage, place: int) -> None:
+        if any(changes_number(pending.stage) for pending in self._pending):
+            self._computed()
+        if isinstance(stage, st.Take):
+            self.flow, self.endless = walks.TakeFlow(self.flow, stage.count), False
+        elif isinstance(stage, st.Skip):
+            self.flow = walks.SkipFlow(self.flow, stage.count)
+        elif isinstance(stage, st.Repeat):
+            self.flow, self.endless = walks.RepeatFlow(self.flow, stage.count), self.endless or stage.count is None
+        elif isinstance(stage, st.Shuffle) and stage.window is not None and not self.flow.batched:
+            self.flow = walks.WindowShuffleFlow(self.flow, stage, one.ordinal)
+        elif isinstance(stage, st.Shuffle):
+            raise refuse_shuffle(stage, behind(self._placed[:place], self._pipeline.source))
+        else:
+            raise PipelineError(f"stage {one.number} {stage.label} cannot follow rows that have no numbers")
+
+    def _cut(self, one: Placed, stage: st.Batch, final: bool) -> None:
+        if not final or any(changes_number(pending.stage) for pending in self._pending) or not self._read:
+            self._computed(stage.size)
+        self.late = [call_of(pending) for pending in self._pending]
+        self._pending = []
+        self.flow = walks.CutFlow(self.flow, stage, named_after(self.late), stacks=not final)
+        self.last_cut, self.filtered = stage, False
+
+    def _computed(self, wanted: int = CHUNK) -> None:
+        """Have what is pending computed in chunks, so that what follows sees rows."""
+        if self._pending or not self._read:
+            self._compute(self._pending, min(max(wanted, 16), 1024))
+            self._pending = []
+
+    def _compute(self, pending: list[Placed], size: int) -> None:
+        carried = self._read
+        source: Any = GeneratorSource(_nothing) if carried else self._pipeline.source
+        stages = pending if carried else [*self._placed[: self._numbered], *pending]
+        chunk = st.Chunk(size, tuple(one.number for one in stages), tuple(one.ordinal for one in stages), carried)
+        plan = compile_chunks(Pipeline(source, (*(one.stage for one in stages), chunk)))
+        fewer = [one for one in pending if changes_number(one.stage)]
+        name = f"stage {fewer[-1].number} {fewer[-1].stage.label}" if fewer else "a stage"
+        self.flow = walks.ChunkFlow(self.flow, plan, size, self._pass_rows if fewer else None, name)
+        self._read = True
+
+
+def _nothing() -> tuple[Any, ...]:
+    return ()

@@ -1,0 +1,125 @@
+"""The steps of an epoch whose batches are cut in order, and the state behind each of them."""
+
+from __future__ import annotations
+
+import functools
+import threading
+import weakref
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+from batchkit.errors import BatchkitError, StateError
+from batchkit.plan.calls import Rows
+from batchkit.plan.chunks import ChunkPlan
+from batchkit.plan.memory import FreshMemory
+from batchkit.plan.step import Step
+from batchkit.plan.walks import Cut, Feeds, Flow, State, Walk
+from batchkit.tree import Tree
+
+__all__ = ["WalkedSteps", "computed_here"]
+
+
+def computed_here(chunks: ChunkPlan, steps: Iterator[Step]) -> Iterator[Tree]:
+    """Compute chunks when they are asked for."""
+    for step in steps:
+        yield chunks.compute(step, FreshMemory())
+
+
+def _fed(feeds: Feeds, runs: list[Any], chunks: ChunkPlan, steps: Iterator[Step]) -> Iterator[Tree]:
+    run = feeds(chunks, steps)
+    runs.append(run)
+    return run
+
+
+def _close_all(runs: list[Any]) -> None:
+    for run in list(runs):
+        close = getattr(run, "close", None)
+        if close is not None and not getattr(run, "gi_running", False):
+            close()
+
+
+class WalkedSteps(Iterator[Step]):
+    """Steps of an epoch, each with the rows that a rank needs.
+
+    ``numbers`` is the first step wanted and every how many; those in between are walked through. What comes
+    after a step that could not be cut is cut all the same.
+    """
+
+    def __init__(
+        self,
+        flow: Flow,
+        shard: tuple[int, int],
+        epoch: int,
+        start: int,
+        numbers: tuple[int, int],
+        state: State,
+        feeds: Feeds,
+    ) -> None:
+        self._shard, self._epoch, self._number = shard, epoch, start
+        self._first, self._every = numbers
+        self._runs: list[Any] = []
+        # Threads that compute chunks refer to the walk: it must not refer to what ends them when it is forgotten.
+        self._finalizer = weakref.finalize(self, _close_all, self._runs)
+        self._lock = threading.Lock()
+        self._closed = False
+        self.states: deque[State] = deque()
+        """Where the walk stood behind each step that was taken, or that failed; for the caller to pop."""
+        try:
+            self._walk: Walk = flow.walk(epoch, state, functools.partial(_fed, feeds, self._runs))
+        except (TypeError, ValueError, IndexError) as exc:
+            if state is None or isinstance(exc, BatchkitError):
+                raise
+            raise StateError(f"the state does not fit the pipeline's stages ({exc}): it is damaged") from exc
+
+    def __next__(self) -> Step:
+        """Return the next step.
+
+        Raises:
+            BatchkitError: what went wrong while it was cut, with the epoch and the step before it.
+        """
+        with self._lock:
+            try:
+                while not self._closed:
+                    cut = self._walk.pull(1)
+                    if cut is None:
+                        raise StopIteration
+                    number, self._number = self._number, self._number + 1
+                    if number >= self._first and (number - self._first) % self._every == 0:
+                        self.states.append(self._walk.state())
+                        return self._step(number, cut)
+                raise StopIteration
+            except BatchkitError as exc:
+                self.states.append(None)
+                exc.args = (f"epoch {self._epoch}, after step {max(self._number - 1, 0)}: {exc}",)
+                self._number += 1
+                raise
+            finally:
+                if self._closed:
+                    self._walk.close()
+
+    def _step(self, number: int, cut: Cut) -> Step:
+        """Return what a rank has of a batch; where it has no row, one that shows what rows are like."""
+        rank, world = self._shard
+        rows: Rows = cut.rows
+        if world == 1:
+            return Step(self._epoch, number, rows, cut.size, cut.group)
+        have = len(rows)
+        whole = have if cut.size is None else cut.size
+        low, high = whole * rank // world, whole * (rank + 1) // world
+        size = None if cut.size is None else high - low
+        if low >= min(high, have) and have:
+            mine = rows.part(0, 1)
+            mine = Rows(mine.ids, mine.epochs, mine.columns, mine.items, True, mine.places, mine.subs, mine.lengths)
+            return Step(self._epoch, number, mine, size, cut.group)
+        return Step(self._epoch, number, rows.part(low, min(high, have)), size, cut.group)
+
+    def close(self) -> None:
+        """End what computes ahead; may be called while another thread takes a step."""
+        self._closed = True
+        _close_all(self._runs)
+        if self._lock.acquire(blocking=False):
+            try:
+                self._walk.close()
+            finally:
+                self._lock.release()
