@@ -32,19 +32,24 @@ from batchkit.stages import ColumnStage
 
 if TYPE_CHECKING:
     from batchkit import transforms as transforms
+    from batchkit.checking import Verdict, verify
     from batchkit.config import load
+    from batchkit.lineage import Lineage, explain
 
 __all__ = [
     "Backend",
     "ColumnStage",
     "Executor",
     "LeafSpec",
+    "Lineage",
     "Loader",
     "NumpyBackend",
     "Pipeline",
     "Ragged",
     "Skip",
     "Source",
+    "Verdict",
+    "explain",
     "from_arrays",
     "from_generator",
     "from_npy",
@@ -54,6 +59,7 @@ __all__ = [
     "from_source",
     "hookimpl",
     "load",
+    "verify",
     *(name for name in _errors.__all__ if name != "nearest"),
 ]
 
@@ -66,6 +72,14 @@ def __getattr__(name: str) -> Any:
         from batchkit.config import load
 
         return load
+    if name in ("Verdict", "verify"):
+        from batchkit import checking
+
+        return getattr(checking, name)
+    if name in ("Lineage", "explain"):
+        from batchkit import lineage
+
+        return getattr(lineage, name)
     if name == "transforms":
         import importlib
 

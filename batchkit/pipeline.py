@@ -189,6 +189,65 @@ class Pipeline:
         """
         return self._then(st.PaddedBatch(size, remainder, length, multiple_of, pad_value, lengths))
 
+    def bucket_batch(
+        self,
+        size: int | None = None,
+        *,
+        boundaries: Sequence[int | None] | int,
+        max_tokens: int | None = None,
+        length: Any = None,
+        pad_to: str = "bucket",
+        multiple_of: int = 1,
+        pad_value: Any = 0,
+        remainder: str = "keep",
+        lengths: bool = False,
+    ) -> Pipeline:
+        """Put rows of like length into a batch, filled up behind their values: less padding than ``padded_batch``.
+
+        ``boundaries`` are the greatest lengths of the buckets, rising, with ``None`` at the end for any length; or a
+        number of buckets of equally many rows, where lengths are known without reading (``from_ragged``, or
+        ``length=array``). A batch comes out when its bucket has ``size`` rows, or as many as make ``max_tokens``
+        places. ``length`` is the leaf that counts, a function ``row -> int``, or an array by source row; without it
+        all leaves that vary must agree. ``pad_to="longest"`` fills up to the longest row of a rank's batch, rounded
+        up to ``multiple_of``, instead of to the boundary. ``remainder``: what becomes of buckets that are not full
+        at the end. Where lengths are known, no rank reads more than its own rows.
+
+        >>> import numpy as np
+        >>> from batchkit.plan import compile
+        >>> pipe = from_ragged({"x": np.arange(10)}, [0, 1, 4, 5, 10]).bucket_batch(2, boundaries=[2, 5])
+        >>> compile(pipe).batch(0)["x"].tolist()
+        [[0, 0], [4, 0]]
+        """
+        options = {"boundaries": boundaries, "max_tokens": max_tokens, "length": length, "pad_to": pad_to}
+        more = {"multiple_of": multiple_of, "pad_value": pad_value, "lengths": lengths}
+        return self._then(st.BucketBatch(size, remainder, **options, **more))
+
+    def pack(
+        self,
+        length: int | Mapping[str, int],
+        *,
+        method: str = "first_fit",
+        bins: int = 64,
+        oversize: str = "error",
+        pad_value: Any = 0,
+    ) -> Pipeline:
+        """Put rows of sequences end to end into rows of one length, with almost no padding.
+
+        Adds int32 leaves of that length: ``"segment_ids"``, counted from 1 with 0 behind the last segment, and
+        ``"positions"``, from 0 in each segment; with a ``length`` by leaf ``"x_segment_ids"`` and ``"x_positions"`` for
+        each. A sequence goes to the first of at most ``bins`` open rows that has room, or with
+        ``method="best_fit"`` to the fullest; where none has, the fullest is given out. A longer one is an error, cut
+        off (``oversize="truncate"``) or cut into pieces (``"split"``). Rows of length 0 take no place.
+
+        >>> import numpy as np
+        >>> from batchkit.plan import compile
+        >>> pipe = from_ragged({"x": np.arange(1, 7)}, [0, 3, 5, 6]).pack(4).batch(2)
+        >>> batch = compile(pipe).batch(0)
+        >>> batch["x"].tolist(), batch["segment_ids"].tolist()
+        ([[1, 2, 3, 6], [4, 5, 0, 0]], [[1, 1, 1, 2], [1, 1, 0, 0]])
+        """
+        return self._then(st.Pack(length, method, bins, oversize, pad_value))
+
     def unbatch(self) -> Pipeline:
         """Take batches apart into rows."""
         return self._then(st.Unbatch())
@@ -228,7 +287,7 @@ class Pipeline:
             raise PipelineError(f"{stage.label} cannot follow batches: add .unbatch() before it")
         if isinstance(stage, (st.Unbatch, st.Rebatch)) and not batched:
             raise PipelineError(f"{stage.verb}() needs batches to take apart: it stands behind rows here")
-        if isinstance(stage, (st.FlatMap, st.Window)) and batched:
+        if isinstance(stage, (st.FlatMap, st.Window, st.Pack)) and batched:
             raise PipelineError(f"{stage.label} works on rows: put it before batch(), or add .unbatch() before it")
         if isinstance(stage, st.Filter) and batched and self._masked:
             raise PipelineError(

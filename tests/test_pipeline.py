@@ -220,6 +220,7 @@ def test_a_pipeline_survives_json_and_gives_the_same_batches(tmp_path: Any, monk
         "def triple(row, by=3):\n    return {**row, 'x': row['x'] * by}\n"
         "def kept(row):\n    return bool(row['x'] < 40)\n"
         "def twice(row):\n    return [row, row]\n"
+        "def long(row):\n    return len(row['x'])\n"
         "def first(row):\n    return [{name: leaf[0] for name, leaf in row.items()}]\n"
         "def jitter(row, rng):\n    return {**row, 'x': row['x'] + rng.random()}\n"
     )
@@ -237,6 +238,10 @@ def test_a_pipeline_survives_json_and_gives_the_same_batches(tmp_path: Any, monk
         .filter("my_functions:kept")
         .flat_map(my_functions.twice)
         .window(2, stride=1, remainder="keep")
+        .pack(8, method="best_fit")
+        .drop("segment_ids", "positions")
+        .bucket_batch(3, boundaries=[4, 8], length="my_functions:long")
+        .unbatch()
         .flat_map("my_functions:first")
         .batch(3, remainder="pad")
         .rename(x="y")

@@ -1,6 +1,7 @@
-"""The command line: ``batchkit run``, ``profile``, ``bench``, ``inspect``, ``plugins`` and ``schema``.
+"""The command line: ``batchkit run``, ``verify``, ``explain``, ``profile``, ``bench`` and others.
 
-Exit codes: 0; 1 when the run failed; 2 when the usage or the config is not valid; 130 after Ctrl-C.
+Exit codes: 0; 1 when the run failed, or ``verify`` found something; 2 when the usage or the config is not valid;
+130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -8,12 +9,14 @@ from __future__ import annotations
 import click
 
 from batchkit.cli.bench import bench
+from batchkit.cli.explain import explain
 from batchkit.cli.group import PluginGroup
 from batchkit.cli.inspect import inspect
 from batchkit.cli.plugins import plugins
 from batchkit.cli.profile import profile
 from batchkit.cli.run import run
 from batchkit.cli.schema import schema
+from batchkit.cli.verify import verify
 from batchkit.plugins import version
 
 __all__ = ["main"]
@@ -33,5 +36,5 @@ def main() -> None:
     """Feed one input pipeline to PyTorch, TensorFlow, JAX or NumPy."""
 
 
-for command in (bench, run, profile, inspect, plugins, schema):
+for command in (bench, run, verify, explain, profile, inspect, plugins, schema):
     main.add_command(command)

@@ -8,10 +8,11 @@ from typing import Any
 import click
 
 from batchkit.cli.group import TRACEBACK
-from batchkit.config import load, parse_assignment
+from batchkit.config import load, load_pipeline, parse_assignment
 from batchkit.loader import Loader
+from batchkit.pipeline import Pipeline
 
-__all__ = ["load_loader", "loader_options", "traceback_option"]
+__all__ = ["load_loader", "loader_options", "open_pipeline", "pipeline_options", "traceback_option"]
 
 _LOADER = {
     "backend": "The framework that gets the batches: numpy, torch, tensorflow, jax, ...",
@@ -33,11 +34,10 @@ traceback_option = click.option(
 )
 
 
-def loader_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the argument CONFIG and the options that :func:`load_loader` takes."""
+def _options(command: Callable[..., Any], *own: Callable[..., Any]) -> Callable[..., Any]:
     options = [
         click.argument("config", type=click.Path()),
-        *(click.option(f"--{name}", metavar=_METAVARS.get(name, "NAME"), help=text) for name, text in _LOADER.items()),
+        *own,
         click.option("--pipeline", metavar="NAME", help="Which one of the file's pipelines."),
         click.option(
             "--set",
@@ -52,6 +52,23 @@ def loader_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def loader_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the argument CONFIG and the options that :func:`load_loader` takes."""
+    own = [click.option(f"--{name}", metavar=_METAVARS.get(name, "NAME"), help=text) for name, text in _LOADER.items()]
+    return _options(command, *own)
+
+
+def pipeline_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the argument CONFIG and the options that :func:`open_pipeline` takes."""
+    return _options(command)
+
+
+def open_pipeline(config: str, pipeline: str | None, assignments: tuple[str, ...], no_imports: bool) -> Pipeline:
+    """Return the pipeline that the options describe, without a loader: no framework is imported."""
+    overrides = dict(parse_assignment(text) for text in assignments)
+    return load_pipeline(config, pipeline=pipeline, allow_imports=not no_imports, overrides=overrides)
 
 
 def load_loader(

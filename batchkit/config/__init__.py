@@ -21,7 +21,7 @@ from batchkit.loader import Loader
 from batchkit.pipeline import Pipeline
 from batchkit.plugins import Plugins, installed
 
-__all__ = ["ConfigNotFoundError", "json_schema", "load", "parse_assignment"]
+__all__ = ["ConfigNotFoundError", "json_schema", "load", "load_pipeline", "parse_assignment"]
 
 
 def load(
@@ -49,8 +49,44 @@ def load(
         UnknownNameError: there is no backend or executor of the name in ``loader_overrides``.
         SourceError: the data cannot be read.
     """
+    made, registry, options, where = _read(config, pipeline, allow_imports, {**(overrides or {})}, loader_overrides)
+    try:
+        return Loader(made, plugins=registry, **options)
+    except PipelineError as exc:
+        raise ConfigError(f"{where}: {exc}") from exc
+
+
+def load_pipeline(
+    config: str | os.PathLike[str] | Mapping[str, Any],
+    *,
+    pipeline: str | None = None,
+    allow_imports: bool = True,
+    overrides: Mapping[str, Any] | None = None,
+) -> Pipeline:
+    """Return the pipeline that a config file describes; what the file says of the loader is not looked at.
+
+    The same as :func:`load` otherwise. No framework is imported, whatever backend the file names.
+
+    Raises:
+        ConfigNotFoundError: there is no such file.
+        ConfigError: names everything that is wrong with the pipeline.
+        SourceError: the data cannot be read.
+    """
+    return _read(config, pipeline, allow_imports, {**(overrides or {})}, None)[0]
+
+
+def _read(
+    config: Any,
+    pipeline: str | None,
+    allow_imports: bool,
+    changes: dict[str, Any],
+    loader_overrides: Mapping[str, Any] | None,
+) -> tuple[Pipeline, Plugins, dict[str, Any], str]:
+    """Return the pipeline, what knows the plugins, the loader's options, and how messages name the place.
+
+    Without ``loader_overrides`` the loader's options are not looked at.
+    """
     file = from_mapping(config) if isinstance(config, Mapping) else read(config)
-    changes = dict(overrides or {})
     loader_changes = {
         name.removeprefix("loader."): changes.pop(name) for name in [*changes] if name.startswith("loader.")
     }
@@ -64,16 +100,14 @@ def load(
     _expand(file.content, registry)  # an override may have brought a stage in another form
     checker = Checker(file.folder, registry, problems, allow_imports)
     checked = {place: checker.pipeline(place, content) for place, content in _pipelines(file.content).items()}
-    loader_changes.update(loader_overrides)
-    options, places = loader_options(file.content.get("loader"), os.environ, loader_changes, problems)
-    _check_names(options, places, registry, problems)
+    options: dict[str, Any] = {}
+    if loader_overrides is not None:
+        loader_changes.update(loader_overrides)
+        options, places = loader_options(file.content.get("loader"), os.environ, loader_changes, problems)
+        _check_names(options, places, registry, problems)
     problems.check()
     place = "pipeline" if chosen is None else f"pipelines.{chosen}"
-    made = _built(checked[place], place, problems)
-    try:
-        return Loader(made, plugins=registry, **options)
-    except PipelineError as exc:
-        raise ConfigError(f"{file.name}: {place}: {exc}") from exc
+    return _built(checked[place], place, problems), registry, options, f"{file.name}: {place}"
 
 
 def _local_plugins(file: ConfigFile, allow_imports: bool, problems: Problems) -> list[str]:

@@ -80,14 +80,14 @@ class PlannedWork:
 
     def __init__(self, plan: Plan, backend: Any, skips: bool) -> None:
         self._skips = skips
-        self._pipeline, self._shard = plan.pipeline, plan.shard
+        self._pipeline, self._shard = plan.sent, plan.shard
         self._facts = (backend.name, backend.alignment, getattr(backend, "widening", ""))
         source = plan.pipeline.source
         if getattr(source, "in_memory", False):
             stand_in: Any = HandedRows(source) if hasattr(source, "read") else HandedColumns(source)
-            self._pipeline = Pipeline(stand_in, plan.pipeline.stages)
+            self._pipeline = Pipeline(stand_in, plan.sent.stages)
         elif isinstance(source, GeneratorSource):  # pulled by the caller, and maybe of what only the caller has
-            self._pipeline = Pipeline(GeneratorSource(_nothing, source.batched), plan.pipeline.stages)
+            self._pipeline = Pipeline(GeneratorSource(_nothing, source.batched), plan.sent.stages)
 
     def arrive(self, channel: Channel) -> None:
         """Get ready, in the worker."""

@@ -14,6 +14,7 @@ from batchkit import stages as st
 from batchkit import tree as tree_
 from batchkit.errors import BatchkitError, StageError
 from batchkit.metering import Sheet
+from batchkit.packing import Packed
 from batchkit.plan.ownership import owned, roots
 from batchkit.ragged import Ragged, part
 from batchkit.random import RowRandom, ScalarRandom
@@ -62,8 +63,9 @@ class Rows:
     """Behind a stage that keeps no numbering: the position of each row, or of what it comes from, before it."""
     subs: npt.NDArray[np.int64] | None = None
     """Where a row may have become several: which of them each is."""
-    lengths: npt.NDArray[np.int64] | None = None
-    """How long the sequences of each row are, where a later stage asks."""
+    packed: Packed | None = None
+    """Where rows are packed ones that are not put together yet: how they are made of ``segments``."""
+    segments: Rows | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -90,7 +92,8 @@ class Rows:
             self.surplus,
             None if self.places is None else self.places[cut],
             None if self.subs is None else self.subs[cut],
-            None if self.lengths is None else self.lengths[cut],
+            None if self.packed is None else self.packed.part(start, stop),
+            self.segments,
         )
 
     def chosen(self, which: npt.NDArray[np.int64]) -> Rows:
@@ -108,7 +111,8 @@ class Rows:
             self.surplus,
             None if self.places is None else self.places[which],
             None if self.subs is None else self.subs[which],
-            None if self.lengths is None else self.lengths[which],
+            None if self.packed is None else self.packed.chosen(which),
+            self.segments,
         )
 
 
@@ -139,7 +143,7 @@ def chosen_rows(rows: Rows, places: list[int], items: list[Tree]) -> Rows:
     """Return the rows at some places, with what has become of them."""
     if not items:
         raise StageError("every row of the batch failed and was left out, so that nothing is left of it")
-    whole = Rows(rows.ids, rows.epochs, None, None, rows.surplus, rows.places, rows.subs, rows.lengths)
+    whole = Rows(rows.ids, rows.epochs, None, None, rows.surplus, rows.places, rows.subs)
     chosen = whole.chosen(np.array(places, np.int64))
     chosen.items = items
     return chosen

@@ -39,6 +39,7 @@ class ChunkPlan:
         cut: bool = False,
     ) -> None:
         self.pipeline, self.node, self.cut = pipeline, node, cut
+        self.sent = pipeline
         self.last_function = last_function
         self._calls = tuple(calls)
         self.shard = (0, 1)

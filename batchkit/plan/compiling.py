@@ -35,7 +35,7 @@ def check_shard(shard: Any) -> tuple[int, int]:
     return rank, world
 
 
-def compile(pipeline: Pipeline, shard: tuple[int, int] = (0, 1)) -> Any:
+def compile(pipeline: Pipeline, shard: tuple[int, int] = (0, 1)) -> Plan:
     """Compile a pipeline for one rank.
 
     Raises:
@@ -48,7 +48,7 @@ def compile(pipeline: Pipeline, shard: tuple[int, int] = (0, 1)) -> Any:
         )
     shard = check_shard(shard)
     if pipeline.stages and isinstance(pipeline.stages[-1], st.Chunk):
-        return compile_chunks(pipeline)
+        return compile_chunks(pipeline)  # type: ignore[return-value]  # it looks like a plan to an executor
     if not pipeline.batched:
         raise PipelineError("the pipeline ends in rows, and a loader hands out batches: add .batch(size)")
     _check_pads(pipeline, shard[1])
@@ -63,8 +63,9 @@ def compile(pipeline: Pipeline, shard: tuple[int, int] = (0, 1)) -> Any:
 
 
 def _check_pads(pipeline: Pipeline, world: int) -> None:
-    for stage in pipeline.stages:
-        if isinstance(stage, st.Batch) and stage.remainder == "pad" and stage.size % world:
+    cuts = [stage for stage in pipeline.stages if isinstance(stage, (st.Batch, st.Rebatch))]
+    for stage in cuts[-1:]:  # ranks take their slices of what the last one cuts
+        if stage.remainder == "pad" and stage.size is not None and stage.size % world:
             raise PipelineError(
                 f"{stage.label} has static shapes, so every rank needs as many rows: {stage.size} does not divide by "
                 f"{world} ranks. Use a size that does, such as {-(-stage.size // world) * world}"
@@ -89,6 +90,10 @@ def _compile_indexed(pipeline: Pipeline, shard: tuple[int, int], placed: list[Pl
         flow=None,
         late_calls=((), ()),
         cut=None,
+        sent=pipeline,
+        reader=None,
+        packs=None,
+        paddings=(),
         rows_per_batch=(cut.size * (rank + 1) // world - cut.size * rank // world) if static else None,
         # Columns that were handed to a worker are as the source has them, not yet as the backend wants them.
         direct=not (touched or found.by_row or cut.pads or hasattr(pipeline.source, "handed")),

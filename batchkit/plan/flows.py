@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 from batchkit import stages as st
+from batchkit.bucketing import bounds_of, filled_leaves
 from batchkit.errors import PipelineError
 from batchkit.pipeline import Pipeline
 from batchkit.plan import walks
+from batchkit.plan.assembling import BucketFlow, Lengths, PackFlow, UnpackedFlow
 from batchkit.plan.calls import Call
 from batchkit.plan.chunks import ChunkPlan
 from batchkit.plan.indexed import indexed_nodes
+from batchkit.plan.lengths import all_lengths, known_lengths, lengths_of, row_schema
+from batchkit.plan.memory import FreshMemory
 from batchkit.plan.placing import Placed, batched, behind, call_of, named_after, refuse_shuffle
 from batchkit.plan.plan import Plan
 from batchkit.plan.rowwise import changes_number
@@ -29,6 +35,8 @@ def numbered_stages(placed: Sequence[Placed]) -> int:
     filtered = False
     for place, one in enumerate(placed):
         in_batches = batched(placed[:place])
+        if isinstance(one.stage, (st.Pack, st.BucketBatch)):
+            return place
         if changes_number(one.stage):
             if not in_batches:
                 return place
@@ -67,8 +75,8 @@ def compile_flow(pipeline: Pipeline, shard: tuple[int, int], placed: list[Placed
         compiler.add(place)
     cut = compiler.last_cut
     rank, world = shard
-    static = cut is not None and cut.remainder != "keep" and not compiler.filtered
-    size = cut.size if cut is not None else 0
+    static = cut is not None and cut.remainder != "keep" and not compiler.filtered and cut.size is not None
+    size = (cut.size if cut is not None else 0) or 0
     calls = [call_of(one) for one in placed if one.called]
     return Plan(
         pipeline=pipeline,
@@ -79,6 +87,10 @@ def compile_flow(pipeline: Pipeline, shard: tuple[int, int], placed: list[Placed
         flow=compiler.flow,
         late_calls=(tuple(compiler.late), tuple(compiler.batch_calls)),
         cut=cut,
+        sent=Pipeline(pipeline.source, tuple(compiler.stages)),
+        reader=compiler.reader,
+        packs=compiler.packs,
+        paddings=compiler.paddings,
         rows_per_batch=size * (rank + 1) // world - size * rank // world if static else None,
         direct=False,
         after=named_after(compiler.late),
@@ -99,6 +111,11 @@ class _Compiler:
         self.last_cut: st.Batch | None = None
         self.filtered = False
         self.endless = False
+        self.stages = list(pipeline.stages)
+        """The stages with what only the caller can find out filled in."""
+        self.reader: Any = None
+        self.packs: st.Pack | None = None
+        self.paddings: tuple[st.PaddedBatch, ...] = ()
         self._read = True
         self._pass_rows: int | None = None
         source = pipeline.source
@@ -107,6 +124,7 @@ class _Compiler:
             return
         found = indexed_nodes(source, placed[:numbered], final=False)
         self._read = False
+        self.reader = found.rows if found.batches is None else None
         self.endless = found.length is None
         self._pass_rows = 2 * len(source) + CHUNK if self.endless else None
         self.flow = walks.PositionsFlow(found.length)
@@ -121,14 +139,20 @@ class _Compiler:
             self._call(one, place)
         elif isinstance(stage, st.OrderStage):
             self._order(one, stage, place)
+        elif isinstance(stage, st.Pack):
+            lengths = self._lengths(stage, place)  # may change the flow
+            self.flow = PackFlow(self.flow, stage, lengths)
+            self.packs = stage
+        elif isinstance(stage, st.BucketBatch):
+            self._bucketed(one, stage, place)
         elif isinstance(stage, st.Batch):
             self._cut(one, stage, place > self._last_uncut)
         elif isinstance(stage, st.Unbatch):
             if self.flow.batched:  # else it was a chunk
                 self.flow = walks.UncutFlow(self.flow)
         elif isinstance(stage, st.Window):
-            self._computed(one.number)
-            self.flow = walks.WindowFlow(self.flow, stage, "")
+            self._computed()
+            self.flow = walks.WindowFlow(self.flow, stage, self._after(place))
         else:
             raise PipelineError(
                 f"stage {one.number} {stage.label} is of no kind that can be compiled: subclass ColumnStage"
@@ -163,15 +187,53 @@ class _Compiler:
             raise PipelineError(f"stage {one.number} {stage.label} cannot follow rows that have no numbers")
 
     def _cut(self, one: Placed, stage: st.Batch, final: bool) -> None:
-        if not final or any(changes_number(pending.stage) for pending in self._pending) or not self._read:
+        counted = any(changes_number(pending.stage) for pending in self._pending)
+        if not final or counted or (not self._read and self.packs is None):
             self._computed(stage.size)
         self.late = [call_of(pending) for pending in self._pending]
         self._pending = []
         self.flow = walks.CutFlow(self.flow, stage, named_after(self.late), stacks=not final)
         self.last_cut, self.filtered = stage, False
 
+    def _bucketed(self, one: Placed, stage: st.BucketBatch, place: int) -> None:
+        source, final, after = self._pipeline.source, place > self._last_uncut, self._after(place)
+        lengths = self._lengths(stage, place)
+        bounds = bounds_of(stage, None if self._read else all_lengths(source, stage))
+        self.stages[one.number] = dataclasses.replace(stage, boundaries=bounds)
+        schema = row_schema(source, self._placed[:place])
+        leaves = None if schema is None else filled_leaves(stage, schema)
+        self.paddings = tuple(stage.padding(bound, leaves) for bound in bounds)
+        finishes = None
+        if not final:
+            finishes = functools.partial(_finished, self.paddings, None if self._read else self.reader, after)
+        self.flow = BucketFlow(self.flow, stage, bounds, lengths, finishes)
+        self.late, self.last_cut, self.filtered, self._read = [], stage, False, self._read or not final
+        if not final:
+            self.paddings = ()
+
+    def _lengths(self, stage: st.Stage, place: int) -> Lengths:
+        """Return what tells how long rows are; has them computed where only looking at them tells."""
+        known = None
+        if not self._read and self.packs is None and not self._pending:
+            known = known_lengths(self._pipeline.source, self._placed, place)
+        self._unpacked()
+        if known is None:
+            self._computed()
+        return known or lengths_of(stage, self._after(place))
+
+    def _after(self, place: int) -> str:
+        return named_after([call_of(one) for one in self._placed[:place] if one.called])
+
+    def _unpacked(self) -> None:
+        """Put packed rows together, for a stage that looks at them."""
+        if self.packs is not None:
+            reader = None if self._read else self.reader
+            self.flow = UnpackedFlow(self.flow, self.packs, reader, "", FreshMemory)
+            self.packs, self._read = None, True
+
     def _computed(self, wanted: int = CHUNK) -> None:
         """Have what is pending computed in chunks, so that what follows sees rows."""
+        self._unpacked()
         if self._pending or not self._read:
             self._compute(self._pending, min(max(wanted, 16), 1024))
             self._pending = []
@@ -186,6 +248,15 @@ class _Compiler:
         name = f"stage {fewer[-1].number} {fewer[-1].stage.label}" if fewer else "a stage"
         self.flow = walks.ChunkFlow(self.flow, plan, size, self._pass_rows if fewer else None, name)
         self._read = True
+
+
+def _finished(paddings: Sequence[st.PaddedBatch], reader: Any, after: str, cut: walks.Cut) -> walks.Cut:
+    """Return a batch of a bucket with its rows filled up, for stages on batches that have to run in order."""
+    rows = cut.rows
+    if rows.columns is None and rows.items is None:
+        assert rows.places is not None
+        rows = reader.read(rows.places, rows.epochs, FreshMemory())
+    return walks.stacked(walks.Cut(rows, cut.size, cut.group), paddings[cut.group], after)
 
 
 def _nothing() -> tuple[Any, ...]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from batchkit import tree as tree_
+from batchkit.packing import Packed
 from batchkit.plan.calls import Rows
 from batchkit.ragged import Ragged
 from batchkit.sources.stacking import split_rows
@@ -37,8 +38,25 @@ def joined(parts: Sequence[Rows]) -> Rows:
         items,
         places=_optional([part.places for part in parts]),
         subs=_subs(parts),
-        lengths=_optional([part.lengths for part in parts]),
+        **_packed(parts),
     )
+
+
+def _packed(parts: Sequence[Rows]) -> dict[str, Any]:
+    """Return packed rows that are not put together yet as of one run of segments."""
+    if any(part.packed is None or part.segments is None for part in parts):
+        return {}
+    segments: list[Rows] = []
+    moved: list[Packed] = []
+    first = 0
+    for part in parts:
+        assert part.packed is not None
+        assert part.segments is not None
+        if not segments or segments[-1] is not part.segments:
+            first += len(segments[-1]) if segments else 0
+            segments.append(part.segments)
+        moved.append(part.packed.of_rows(part.packed.rows + first))
+    return {"packed": Packed.joined(moved), "segments": joined(segments)}
 
 
 def _optional(arrays: list[Any]) -> Any:

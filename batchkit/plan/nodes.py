@@ -19,6 +19,7 @@ from batchkit.errors import BatchkitError, PipelineError, SchemaError, SourceErr
 from batchkit.metering import SOURCE, Sheet
 from batchkit.plan.calls import Call, Rows, call_rows, chosen_rows
 from batchkit.plan.cutting import cut_rows
+from batchkit.plan.lineage import Lineage
 from batchkit.plan.rowwise import call_batches, window_padded
 from batchkit.ragged import part, refuse_ragged
 from batchkit.schema import LeafSpec
@@ -85,6 +86,10 @@ class RowsNode(Protocol):
         """Yield the row numbers that :meth:`read` would have the source read, call by call."""
         ...
 
+    def origins(self, positions: Positions, epochs: Epochs) -> Lineage:
+        """Return which source rows :meth:`read` would return; reads nothing."""
+        ...
+
 
 class BatchesNode(Protocol):
     """Batches by number."""
@@ -98,6 +103,10 @@ class BatchesNode(Protocol):
 
     def requests(self, number: int, epoch: int, shard: tuple[int, int]) -> Iterator[npt.NDArray[np.int64]]:
         """Yield the row numbers that :meth:`read` would have the source read, call by call."""
+        ...
+
+    def origins(self, number: int, epoch: int, shard: tuple[int, int]) -> Lineage:
+        """Return which source rows the batch holds; reads nothing."""
         ...
 
 
@@ -169,6 +178,11 @@ class SourceRows:
     def requests(self, positions: Positions, epochs: Epochs) -> Iterator[npt.NDArray[np.int64]]:
         """Yield what is asked of the source."""
         yield np.arange(positions.start, positions.stop) if isinstance(positions, range) else positions
+
+    def origins(self, positions: Positions, epochs: Epochs) -> Lineage:
+        """Return which source rows they are."""
+        ids = np.arange(positions.start, positions.stop) if isinstance(positions, range) else positions
+        return Lineage.of(ids, epochs)
 
     def _gather(self, positions: Positions, ids: npt.NDArray[np.int64], slots: SlotPool) -> list[npt.NDArray[Any]]:
         memory = slots.prepared.get(self) or self._prepare(slots)
@@ -257,6 +271,10 @@ class OrderedRows:
         """Yield what is asked of the source."""
         return self.before.requests(*self._locate(positions, epochs))
 
+    def origins(self, positions: Positions, epochs: Epochs) -> Lineage:
+        """Return which source rows they are."""
+        return self.before.origins(*self._locate(positions, epochs))
+
 
 class CalledRows:
     """Rows that functions were applied to, one by one."""
@@ -271,6 +289,10 @@ class CalledRows:
     def requests(self, positions: Positions, epochs: Epochs) -> Iterator[npt.NDArray[np.int64]]:
         """Yield what is asked of the source."""
         return self.before.requests(positions, epochs)
+
+    def origins(self, positions: Positions, epochs: Epochs) -> Lineage:
+        """Return which source rows they are."""
+        return self.before.origins(positions, epochs)
 
 
 class CutRows:
@@ -302,6 +324,12 @@ class CutRows:
     def requests(self, number: int, epoch: int, shard: tuple[int, int]) -> Iterator[npt.NDArray[np.int64]]:
         """Yield what is asked of the source."""
         return self.before.requests(self._cut(number, shard)[0], epoch)
+
+    def origins(self, number: int, epoch: int, shard: tuple[int, int]) -> Lineage:
+        """Return which source rows the batch holds."""
+        positions, padded, surplus = self._cut(number, shard)
+        found = Lineage.none() if surplus else self.before.origins(positions, epoch)
+        return found.padded(padded) if self.pads else found
 
     def _cut(self, number: int, shard: tuple[int, int]) -> tuple[range, int, bool]:
         """Return the positions of a rank's rows, how many rows it has with padding, and whether it has none.
@@ -352,6 +380,13 @@ class WindowRows:
             slots.sheet.columns(self.number, columns if items is None else None)
         return Rows(rows.ids[firsts], chosen, columns, items)
 
+    def origins(self, positions: Positions, epochs: Epochs) -> Lineage:
+        """Return the source rows, in the order of the windows."""
+        starts, counts, wanted, per_row = self._wanted(positions, epochs)
+        found = self.before.origins(wanted, per_row)
+        place = np.searchsorted(np.cumsum(counts), found.place, side="right")
+        return Lineage(len(starts), place, found.source, found.row, found.epoch)
+
     def requests(self, positions: Positions, epochs: Epochs) -> Iterator[npt.NDArray[np.int64]]:
         """Yield what is asked of the source."""
         _, _, wanted, per_row = self._wanted(positions, epochs)
@@ -386,6 +421,10 @@ class OrderedBatches:
         """Yield what is asked of the source."""
         return self.before.requests(*self._located(number, epoch), shard)
 
+    def origins(self, number: int, epoch: int, shard: tuple[int, int]) -> Lineage:
+        """Return which source rows the batch holds."""
+        return self.before.origins(*self._located(number, epoch), shard)
+
     def _located(self, number: int, epoch: int) -> tuple[int, int]:
         numbers, epochs = self._locate(range(number, number + 1), epoch)
         return int(numbers[0]), epochs if isinstance(epochs, int) else int(epochs[0])
@@ -404,6 +443,20 @@ class CalledBatches:
     def requests(self, number: int, epoch: int, shard: tuple[int, int]) -> Iterator[npt.NDArray[np.int64]]:
         """Yield what is asked of the source."""
         return self.before.requests(number, epoch, shard)
+
+    def origins(self, number: int, epoch: int, shard: tuple[int, int]) -> Lineage:
+        """Return which source rows the batch holds.
+
+        Raises:
+            PipelineError: a filter decides, which has to look at the rows.
+        """
+        for call in self._calls:
+            if isinstance(call.stage, st.Filter):
+                raise PipelineError(
+                    f"{call.where} decides which rows the batch holds, so that it cannot be explained without running "
+                    "it: Loader(lineage=True) tells it of every batch"
+                )
+        return self.before.origins(number, epoch, shard)
 
 
 class UncutRows:
@@ -444,6 +497,18 @@ class UncutRows:
         """Yield what is asked of the source."""
         for epoch, number in self._wanted(positions, epochs)[3]:
             yield from self.before.requests(number, epoch, (0, 1))
+
+    def origins(self, positions: Positions, epochs: Epochs) -> Lineage:
+        """Return which source rows they are."""
+        numbers, which, per_row, wanted = self._wanted(positions, epochs)
+        offsets, places, start = numbers - which * self._size, np.empty(len(numbers), np.int64), 0
+        parts: list[Lineage] = []
+        for turn, number in wanted:
+            chosen = np.nonzero((which == number) & (per_row == turn))[0]
+            parts.append(self.before.origins(number, turn, (0, 1)))
+            places[chosen] = start + offsets[chosen]
+            start += parts[-1].rows
+        return Lineage.joined(parts).taken(places)
 
     def _wanted(self, positions: Positions, epochs: Epochs) -> tuple[Any, Any, Any, list[tuple[int, int]]]:
         """Return the positions, the batch and the epoch of each, and each (epoch, batch) once."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import itertools
@@ -20,9 +21,11 @@ from batchkit.metering import HOST_COPY
 from batchkit.padding import padded_schema
 from batchkit.pipeline import Pipeline
 from batchkit.plan import nodes, walks
+from batchkit.plan.assembling import needed, unpacked
 from batchkit.plan.calls import Call, Rows, call_rows
 from batchkit.plan.chunks import ChunkPlan
 from batchkit.plan.cutting import cut_rows
+from batchkit.plan.lineage import Lineage
 from batchkit.plan.memory import FreshMemory
 from batchkit.plan.rowwise import call_batches
 from batchkit.plan.step import Step
@@ -54,6 +57,14 @@ class Plan:
     """Whether rows are gathered to where the backend wants them, with nothing left to do."""
     cut: st.Batch | None = field(repr=False)
     """For a flow: the last stage that cuts batches; ``None`` where the generator yields them."""
+    sent: Pipeline = field(repr=False)
+    """The pipeline as other processes compile it."""
+    reader: nodes.RowsNode | None = field(repr=False)
+    """For a flow of positions: what reads the rows."""
+    packs: st.Pack | None = field(repr=False)
+    """For a flow of packed rows that ``compute`` puts together: how."""
+    paddings: tuple[st.PaddedBatch, ...] = field(repr=False)
+    """For a flow of buckets: how the batches of each are filled up."""
     after: str = field(repr=False)
     """How a message about stacked rows names the function that they come from."""
     last_function: str = field(repr=False)
@@ -84,7 +95,8 @@ class Plan:
     @property
     def varies(self) -> bool:
         """Whether the row shapes of batches differ, because the longest row of each decides."""
-        return any(isinstance(stage, st.PaddedBatch) and not stage.static for stage in self.pipeline.stages)
+        longest = (isinstance(stage, st.PaddedBatch) and not stage.static for stage in self.pipeline.stages)
+        return any(longest) or any(isinstance(stage, st.BucketBatch) for stage in self.pipeline.stages)
 
     def steps(
         self,
@@ -135,20 +147,47 @@ class Plan:
     def requests(self, step: Step) -> list[npt.NDArray[np.int64]]:
         """Return the row numbers that a step has the source read, call by call; reads nothing."""
         if self.batches is None:
-            return [] if step.rows is None else [step.rows.ids]
+            return [] if step.rows is None else list(self._asked(step.rows))
         return list(self.batches.requests(step.number, step.epoch, self.shard))
+
+    def _asked(self, rows: Rows) -> Iterator[npt.NDArray[np.int64]]:
+        """Yield the row numbers that are read for rows which were cut."""
+        given = needed(rows)[0] if self.packs is not None else rows
+        if self.reader is None:
+            yield given.ids
+        elif given.places is not None:
+            yield from self.reader.requests(given.places, given.epochs)
+
+    def origins(self, step: Step) -> Lineage:
+        """Return which source rows the batch of a step holds, for this rank; reads nothing.
+
+        Raises:
+            PipelineError: the rows come from a generator, and have no numbers before they come.
+        """
+        if self.batches is None:
+            raise PipelineError(
+                "which rows this step has is known only when those before it were cut, so that it cannot be explained "
+                "without running them: Loader(lineage=True) tells it of every batch"
+            )
+        return self.batches.origins(step.number, step.epoch, self.shard)
 
     def _finished(self, step: Step, slots: Any) -> Rows:
         """Do to the rows that were cut what is left to do."""
         given = step.rows
         assert given is not None
         # The step may be computed again after a failure: leave its rows as they are.
-        rows = Rows(given.ids, given.epochs, given.columns, given.items, given.surplus, subs=given.subs)
+        rows = dataclasses.replace(given)
         row_calls, batch_calls = self.late_calls
         surplus = rows.surplus
+        if self.packs is not None:
+            rows = unpacked(self.packs, rows, self.reader, self.after, slots)
+        elif rows.columns is None and rows.items is None:
+            assert self.reader is not None
+            assert given.places is not None
+            rows = self.reader.read(given.places, given.epochs, slots)
         if self.cut is not None:
             rows = call_rows(rows, row_calls, slots.guard, slots.sheet)
-            rows = cut_rows(self.cut, rows, self.after, slots.column)
+            rows = cut_rows(self.paddings[step.group] if self.paddings else self.cut, rows, self.after, slots.column)
             if step.size is not None:
                 rows = nodes.pad_columns(nodes.none_of(rows) if surplus else rows, step.size)
                 surplus = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import threading
 import weakref
@@ -107,10 +108,9 @@ class WalkedSteps(Iterator[Step]):
         have = len(rows)
         whole = have if cut.size is None else cut.size
         low, high = whole * rank // world, whole * (rank + 1) // world
-        size = None if cut.size is None else high - low
+        size = None if cut.size is None else -(-whole // world)  # every rank has the same shapes
         if low >= min(high, have) and have:
-            mine = rows.part(0, 1)
-            mine = Rows(mine.ids, mine.epochs, mine.columns, mine.items, True, mine.places, mine.subs, mine.lengths)
+            mine = dataclasses.replace(rows.part(0, 1), surplus=True)
             return Step(self._epoch, number, mine, size, cut.group)
         return Step(self._epoch, number, rows.part(low, min(high, have)), size, cut.group)
 

@@ -48,6 +48,7 @@ __all__ = [
     "WindowShuffleFlow",
     "chunk_plans",
     "pull_rows",
+    "stacked",
 ]
 
 Feeds: TypeAlias = Callable[[ChunkPlan, Iterator[Step]], Iterator[Tree]]

@@ -9,12 +9,14 @@ from batchkit.stages.columns import Cast, Drop, Rename, Select
 from batchkit.stages.cut import Batch, Chunk, PaddedBatch, Rebatch, Unbatch, Window, with_mask
 from batchkit.stages.order import OrderStage, Repeat, Shuffle, Skip, Take
 from batchkit.stages.rows import RANDOM_MAP, Filter, FlatMap, FunctionStage, Map, RandomMap
+from batchkit.stages.sequences import BucketBatch, Pack, RowLengths
 from batchkit.stages.stage import ColumnStage, Stage
 
 __all__ = [
     "RANDOM_MAP",
     "STAGES",
     "Batch",
+    "BucketBatch",
     "Cast",
     "Chunk",
     "ColumnStage",
@@ -24,11 +26,13 @@ __all__ = [
     "FunctionStage",
     "Map",
     "OrderStage",
+    "Pack",
     "PaddedBatch",
     "RandomMap",
     "Rebatch",
     "Rename",
     "Repeat",
+    "RowLengths",
     "Select",
     "Shuffle",
     "Skip",
@@ -44,7 +48,7 @@ STAGES: Mapping[str, type[Stage]] = MappingProxyType(
         stage.verb: stage
         for stage in (
             *(Shuffle, Repeat, Take, Skip, Map, RandomMap, Filter, FlatMap, Window),
-            *(Batch, PaddedBatch, Unbatch, Rebatch, Select, Drop, Rename, Cast),
+            *(Batch, PaddedBatch, BucketBatch, Pack, Unbatch, Rebatch, Select, Drop, Rename, Cast),
         )
     }
 )
