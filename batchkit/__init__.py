@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from batchkit import errors as _errors
 from batchkit.backends import Backend, NumpyBackend
+from batchkit.combining import concat, interleave, mix, zip
 from batchkit.errors import *  # noqa: F403
 from batchkit.executors import Executor
 from batchkit.hookspecs import hookimpl
@@ -49,6 +50,7 @@ __all__ = [
     "Skip",
     "Source",
     "Verdict",
+    "concat",
     "explain",
     "from_arrays",
     "from_generator",
@@ -58,8 +60,11 @@ __all__ = [
     "from_sequence",
     "from_source",
     "hookimpl",
+    "interleave",
     "load",
+    "mix",
     "verify",
+    "zip",
     *(name for name in _errors.__all__ if name != "nearest"),
 ]
 

@@ -25,7 +25,8 @@ from batchkit.report import Statistics, stage_names, text
 from batchkit.resources import size_in_bytes
 from batchkit.schema import LeafSpec
 from batchkit.skipping import Guard, Ledger, Skip, skip_of
-from batchkit.stages import Unbatch
+from batchkit.sources import GeneratorSource
+from batchkit.stages import Rebatch, Unbatch
 from batchkit.stages.stage import at_least
 from batchkit.staging import Staged, StagedRun, stager_for
 from batchkit.state import STATE_VERSION, checked_cursor, packed_walk, unpacked_walk
@@ -143,14 +144,14 @@ class Loader:
     def _ledger_for(self, skip: Skip | None) -> Ledger | None:
         if skip is None:
             return None
-        if any(isinstance(stage, Unbatch) for stage in self.pipeline.stages):
+        if any(isinstance(stage, (Unbatch, Rebatch)) for stage in self.pipeline.all_stages):
             raise PipelineError(
                 "on_error='skip' cannot be used with unbatch(), whose rows are counted by their batches"
             )
         self._slots.guard = Guard()
         source = self.pipeline.source
         steps, size = self.plan.steps_per_epoch, self.plan.rows_per_batch
-        known = None if steps is None else steps * size if size is not None else len(source)
+        known = None if steps is None else steps * size if size is not None else sum(map(len, self.pipeline.sources))
         return Ledger(skip, getattr(source, "kind", type(source).__name__), known)
 
     @property
@@ -228,9 +229,11 @@ class Loader:
             TypeError: the epoch is endless, or the number cannot be known.
         """
         if self.plan.steps_per_epoch is None:
-            counted = "how many batches come out is known only in the end"
-            generator = "a generator does not say how many rows it has"
-            why = "repeat() makes it endless" if self.plan.endless else counted if self.plan.chunks else generator
+            why = "a generator does not say how many rows it has"
+            if self.plan.endless:
+                why = "it is endless, as repeat() and mix(stop='forever') are"
+            elif self.plan.chunks or not isinstance(self.pipeline.source, GeneratorSource):
+                why = "how many batches come out is known only in the end"
             raise TypeError(f"this loader has no length: {why}")
         return self.plan.steps_per_epoch
 

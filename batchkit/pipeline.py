@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from batchkit import stages as st
 from batchkit.errors import ConfigError, PipelineError, PipelineTypeError, UnknownNameError, nearest
-from batchkit.preview import Preview, preview
-from batchkit.schema import describe
+from batchkit.preview import lines, preview
 from batchkit.sources import (
     SOURCES,
     ArraySource,
+    Combination,
     GeneratorSource,
     NpySource,
     NpzSource,
@@ -20,6 +20,7 @@ from batchkit.sources import (
     SequenceSource,
     Source,
 )
+from batchkit.sources.combined import built_parts, described_parts
 from batchkit.stages import Stage
 from batchkit.tree import Tree
 
@@ -327,17 +328,30 @@ class Pipeline:
             raise last.problem
         return last.schema
 
+    @property
+    def parts(self) -> tuple[Pipeline, ...]:
+        """The pipelines that this one combines; none where it has data of its own."""
+        return self.source.parts if isinstance(self.source, Combination) else ()
+
+    @property
+    def sources(self) -> tuple[Any, ...]:
+        """Where rows come from in the end: the source, or those of all parts, in order."""
+        return tuple(source for part in self.parts for source in part.sources) if self.parts else (self.source,)
+
+    @property
+    def all_stages(self) -> tuple[Stage, ...]:
+        """The stages as messages and reports count them: those of the parts in order, then its own."""
+        return (*(stage for part in self.parts for stage in part.all_stages), *self.stages)
+
+    def with_sources(self, replace: Callable[[Any], Any]) -> Pipeline:
+        """Return the same stages over ``replace(source)`` for each of :attr:`sources`."""
+        if isinstance(self.source, Combination):
+            parts = [part.with_sources(replace) for part in self.parts]
+            return Pipeline(self.source.with_parts(parts), self.stages)
+        return Pipeline(replace(self.source), self.stages)
+
     def __repr__(self) -> str:
-        first, *rest = preview(self.source, self.stages)
-        kind = getattr(self.source, "kind", type(self.source).__name__)
-        size = f"{len(self.source)} rows" if hasattr(self.source, "__len__") else "rows as they come"
-        lines = [f"{kind}: {size}{_shown(first, ' of ')}"]
-        before = first
-        for number, (stage, after) in enumerate(zip(self.stages, rest, strict=True)):
-            now = _shown(after, " -> ")
-            lines.append(f"  {number} {stage.label}{'' if before.problem or now == _shown(before, ' -> ') else now}")
-            before = after
-        return "\n".join(lines)
+        return "\n".join(lines(self.source, self.stages)[0])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the pipeline as JSON values, the same shape as ``pipeline:`` in a config file.
@@ -374,7 +388,12 @@ class Pipeline:
         if not allow_imports:
             _refuse_imports(description)
         source = dict(description["source"])
-        pipe = cls(registry.source(source.pop("kind", ""))(**source))
+        factory = registry.source(source.pop("kind", ""))
+        if _combines(factory) and "pipelines" in source:
+            source["pipelines"] = built_parts(
+                source["pipelines"], lambda part, _: cls.from_dict(part, allow_imports=allow_imports, registry=registry)
+            )
+        pipe = cls(factory(**source))
         for number, entry in enumerate(description.get("stages", ())):
             if not isinstance(entry, Mapping) or len(entry) != 1:
                 raise ConfigError(f"stages[{number}] must be one verb with its arguments, not {entry!r}")
@@ -383,27 +402,31 @@ class Pipeline:
         return pipe
 
 
-def _shown(step: Preview, lead: str) -> str:
-    if step.problem is not None:
-        return f"{lead}? ({type(step.problem).__name__}: {str(step.problem).splitlines()[0]})"
-    return "" if step.schema is None else f"{lead}{describe(step.schema)}"
+def _combines(factory: Any) -> bool:
+    return isinstance(factory, type) and issubclass(factory, Combination)
 
 
 def _refuse_imports(description: Mapping[str, Any]) -> None:
-    named = [description["source"].get("fn")]
-    named += [
-        arguments.get("fn")
-        for entry in description.get("stages", ())
-        if isinstance(entry, Mapping)
-        for arguments in entry.values()
-        if isinstance(arguments, Mapping)
-    ]
-    found = [str(name) for name in named if name is not None]
+    found = list(_named_functions(description))
     if found:
         raise ConfigError(
             f"the pipeline names functions, which would be imported and run: {', '.join(found)}. "
             "Leave allow_imports=False out if you trust it"
         )
+
+
+def _named_functions(description: Mapping[str, Any]) -> Iterator[str]:
+    source = description.get("source")
+    if isinstance(source, Mapping):
+        if source.get("fn") is not None:
+            yield str(source["fn"])
+        if _combines(SOURCES.get(str(source.get("kind")))) and "pipelines" in source:
+            for _, part in described_parts(source["pipelines"]):
+                yield from _named_functions(part)
+    for entry in description.get("stages", ()):
+        for arguments in entry.values() if isinstance(entry, Mapping) else ():
+            if isinstance(arguments, Mapping) and arguments.get("fn") is not None:
+                yield str(arguments["fn"])
 
 
 class _BuiltIn:

@@ -9,15 +9,16 @@ import numpy as np
 
 from batchkit import stages as st
 from batchkit import tree as tree_
-from batchkit.errors import BatchkitError, StageError
+from batchkit.errors import BatchkitError, SchemaError, StageError
 from batchkit.padding import fresh, padded_rows
 from batchkit.random import RowRandom, ScalarRandom
-from batchkit.schema import LeafSpec, spec_tree
+from batchkit.schema import LeafSpec, common_schema, describe, spec_tree
+from batchkit.sources import Combination, Zip
 from batchkit.sources.stacking import normalise_row, stack_rows
 from batchkit.stages import Stage
 from batchkit.tree import Tree
 
-__all__ = ["Preview", "preview"]
+__all__ = ["Preview", "lines", "preview"]
 
 
 class Preview(NamedTuple):
@@ -33,21 +34,90 @@ def preview(source: Any, stages: Iterable[Stage]) -> list[Preview]:
     Functions are tried on the first row alone, behind ``batch`` as a batch of one. Of a
     generator no row is asked for, and an empty source has none.
     """
-    stages = list(stages)
-    if not hasattr(source, "schema"):
-        return [Preview(None)] * (len(stages) + 1)
+    return _tried(source, list(stages))[0]
+
+
+def _tried(source: Any, stages: list[Stage]) -> tuple[list[Preview], Tree | None]:
+    """Return the same, and what the first row is in the end; ``None`` where that is not known."""
     shown: list[Preview] = []
     try:
-        shown.append(Preview(source.schema))
-        if not len(source):
-            return shown + [Preview(None)] * len(stages)
-        tree, columns = normalise_row(_first_row(source), "row 0"), False
+        schema, tree = _combined(source) if isinstance(source, Combination) else _own(source)
+        shown.append(Preview(schema))
+        if tree is None:
+            return shown + [Preview(None)] * len(stages), None
+        columns = False
         for stage in stages:
             tree, columns = _after(stage, tree, columns)
             shown.append(Preview(_row_schema(tree, columns)))
     except BatchkitError as exc:
-        return shown + [Preview(None, exc)] * (len(stages) + 1 - len(shown))
-    return shown
+        return shown + [Preview(None, exc)] * (len(stages) + 1 - len(shown)), None
+    return shown, tree
+
+
+def _own(source: Any) -> tuple[Tree | None, Tree | None]:
+    """Return schema and first row of a source, as far as they can be known."""
+    if not hasattr(source, "schema"):
+        return None, None
+    schema = source.schema
+    return schema, normalise_row(_first_row(source), "row 0") if len(source) else None
+
+
+def _combined(source: Combination) -> tuple[Tree | None, Tree | None]:
+    """Return schema and first row of a combination: of its parts, after all their stages."""
+    schemas, rows = [], []
+    for part in source.parts:
+        shown, row = _tried(part.source, list(part.stages))
+        if shown[-1].problem is not None:
+            raise shown[-1].problem
+        schemas.append(shown[-1].schema)
+        rows.append(row)
+    if isinstance(source, Zip):
+        schema = None if None in schemas else tree_.unflatten(source.treedef, schemas)
+        return schema, None if any(row is None for row in rows) else tree_.unflatten(source.treedef, rows)
+    first = next((index for index, schema in enumerate(schemas) if schema is not None), None)
+    if first is None:
+        return None, None
+    together = schemas[first]
+    for name, schema in zip(source.names, schemas, strict=True):
+        if schema is not None:
+            try:
+                together = common_schema(together, schema)
+            except SchemaError as exc:
+                raise SchemaError(
+                    f"{source.kind}(): part {name} is not like part {source.names[first]}: {exc}"
+                ) from exc
+    return together, next((row for row in rows if row is not None), None)
+
+
+def lines(source: Any, stages: Iterable[Stage], first: int = 0) -> tuple[list[str], int]:
+    """Return a pipeline as text, its parts indented, and how many stages that shows.
+
+    Stages are counted from ``first`` on: those of the parts in order, then its own.
+    """
+    stages, number = list(stages), first
+    start, *rest = preview(source, stages)
+    if isinstance(source, Combination):
+        shown = [f"{source.label}{_shown(start, ': rows of ')}"]
+        for name, part in zip(source.names, source.parts, strict=True):
+            inner, count = lines(part.source, part.stages, number)
+            number += count
+            shown += [f"  {name}: {inner[0]}" if name else f"  {inner[0]}", *(f"  {line}" for line in inner[1:])]
+    else:
+        kind = getattr(source, "kind", type(source).__name__)
+        size = f"{len(source)} rows" if hasattr(source, "__len__") else "rows as they come"
+        shown = [f"{kind}: {size}{_shown(start, ' of ')}"]
+    before = start
+    for stage, after in zip(stages, rest, strict=True):
+        now = _shown(after, " -> ")
+        shown.append(f"  {number} {stage.label}{'' if before.problem or now == _shown(before, ' -> ') else now}")
+        before, number = after, number + 1
+    return shown, number - first
+
+
+def _shown(step: Preview, lead: str) -> str:
+    if step.problem is not None:
+        return f"{lead}? ({type(step.problem).__name__}: {str(step.problem).splitlines()[0]})"
+    return "" if step.schema is None else f"{lead}{describe(step.schema)}"
 
 
 def _first_row(source: Any) -> Tree:

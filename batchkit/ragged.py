@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from batchkit import tree as tree_
 from batchkit.errors import SchemaError
 
-__all__ = ["Ragged", "checked_offsets", "part", "refuse_ragged"]
+__all__ = ["Ragged", "checked_offsets", "part", "refuse_ragged", "scattered"]
 
 
 class Ragged:
@@ -102,6 +102,25 @@ class Ragged:
 def part(leaf: Any, start: int, stop: int) -> Any:
     """Return the rows of a column from ``start`` to ``stop``."""
     return leaf.part(start, stop) if isinstance(leaf, Ragged) else leaf[start:stop]
+
+
+def scattered(parts: Sequence[tuple[npt.NDArray[np.int64], Ragged]], count: int) -> Ragged:
+    """Return ``count`` rows put together from columns of one dtype and item shape, each with the places of its rows.
+
+    >>> one, two = Ragged(np.array([1, 2, 3]), np.array([0, 2, 3])), Ragged(np.array([9]), np.array([0, 1]))
+    >>> [row.tolist() for row in scattered([(np.array([0, 2]), one), (np.array([1]), two)], 3)]
+    [[1, 2], [9], [3]]
+    """
+    offsets = np.zeros(count + 1, np.int64)
+    for places, column in parts:
+        offsets[places + 1] = column.lengths
+    np.cumsum(offsets, out=offsets)
+    first = parts[0][1].values
+    values = np.empty((int(offsets[-1]), *first.shape[1:]), first.dtype)
+    for places, column in parts:
+        at = _spread(offsets[places] - column.offsets[:-1], column.offsets)
+        values[at] = column.values[column.offsets[0] : column.offsets[-1]]
+    return Ragged(values, offsets)
 
 
 def refuse_ragged(columns: Any, who: str) -> None:

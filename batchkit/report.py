@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from batchkit.executors import Setting
@@ -117,7 +117,7 @@ class Statistics:
 def stage_names(pipeline: Any) -> dict[int, str]:
     """Return how a report names the stages of a pipeline, and what comes before and behind them."""
     names = {SOURCE: f"source {getattr(pipeline.source, 'kind', type(pipeline.source).__name__)}"}
-    names |= {number: _MODULE.sub("", stage.label) for number, stage in enumerate(pipeline.stages)}
+    names |= {number: _MODULE.sub("", label) for number, label in enumerate(_labels(pipeline))}
     return {
         **names,
         HOST_COPY: "copy for the backend",
@@ -125,6 +125,13 @@ def stage_names(pipeline: Any) -> dict[int, str]:
         STAGED: "copy to the device, ahead",
         PUT: "hand-over",
     }
+
+
+def _labels(pipeline: Any, lead: str = "") -> Iterator[str]:
+    """Yield the label of every stage: those of the parts of a combination in order, with the part, then its own."""
+    for name, part in zip(pipeline.source.names if pipeline.parts else (), pipeline.parts, strict=True):
+        yield from _labels(part, f"{lead}part {name}: ")
+    yield from (f"{lead}{stage.label}" for stage in pipeline.stages)
 
 
 def bottleneck(statistics: Statistics, setting: Setting, settled: bool = False) -> str:

@@ -13,7 +13,17 @@ from batchkit.errors import SchemaError
 from batchkit.ragged import Ragged
 from batchkit.tree import Tree
 
-__all__ = ["LeafSpec", "as_leaf", "batched", "describe", "native", "slot_dtype", "spec_of", "spec_tree"]
+__all__ = [
+    "LeafSpec",
+    "as_leaf",
+    "batched",
+    "common_schema",
+    "describe",
+    "native",
+    "slot_dtype",
+    "spec_of",
+    "spec_tree",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +105,35 @@ def spec_tree(row: Tree) -> Tree:
 def batched(row_schema: Tree, rows: int | None) -> Tree:
     """Return the schema of a batch of ``rows`` rows (``None``: the number varies)."""
     return tree_.map_leaves(lambda spec: LeafSpec(spec.dtype, (rows, *spec.shape)), row_schema)
+
+
+def common_schema(one: Tree, other: Tree, exact: bool = False) -> Tree:
+    """Return the schema of rows of two schemas; a side in which they differ varies.
+
+    Text is alike whatever its length; ``exact``: no side may differ.
+
+    Raises:
+        SchemaError: other differences; names the leaf and both specs.
+
+    >>> common_schema({"x": LeafSpec(np.dtype("int8"), (2, 3))}, {"x": LeafSpec(np.dtype("int8"), (2, 5))})
+    {'x': int8[2, ?]}
+    """
+    ones, treedef = tree_.flatten(one)
+    others, other_def = tree_.flatten(other)
+    if treedef != other_def:
+        raise SchemaError(f"its rows are {describe(other)}, not {describe(one)}. Bring them to one structure")
+    merged = []
+    for path, mine, theirs in zip(tree_.paths(treedef), ones, others, strict=True):
+        text = mine.dtype.kind in "US" and mine.dtype.kind == theirs.dtype.kind
+        same = len(mine.shape) == len(theirs.shape) and not (exact and mine.shape != theirs.shape)
+        if not same or not (text or mine.dtype == theirs.dtype):
+            mend = (
+                "bring them to one shape in a map()" if mine.dtype == theirs.dtype else "give them one dtype by cast()"
+            )
+            raise SchemaError(f"{tree_.leaf_label(path)} is {theirs}, not {mine}: {mend}")
+        sides = tuple(a if a == b else None for a, b in zip(mine.shape, theirs.shape, strict=True))
+        merged.append(LeafSpec(np.dtype(mine.dtype.kind) if text else mine.dtype, sides))
+    return tree_.unflatten(treedef, merged)
 
 
 def describe(schema: Tree) -> str:

@@ -83,6 +83,14 @@ class Guard:
         """Leave a row out."""
         self._now.left_out.append(LeftOut(row, epoch, where, f"{type(exc).__name__}: {exc}"))
 
+    def mark(self) -> int:
+        """Return how many rows were left out so far."""
+        return len(self._now.left_out)
+
+    def rewind(self, mark: int) -> None:
+        """Forget the rows that were left out since :meth:`mark` was so many: they are computed again."""
+        del self._now.left_out[mark:]
+
     def end(self, step: tuple[int, int]) -> None:
         """Keep what was collected until :meth:`pop`."""
         if self._now.left_out:

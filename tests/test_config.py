@@ -439,7 +439,10 @@ def test_a_wrong_assignment_is_a_config_error(text: str) -> None:
         ({"pipeline": pipeline(), "stages": []}, "stages: there is no such key; it belongs under 'pipeline'"),
         ({"pipeline": {**pipeline(), "stage": []}}, "pipeline.stage: there is no such key; did you mean 'stages'?"),
         ({"pipeline": {"stages": []}}, "pipeline: the key 'source' is missing"),
-        ({"pipeline": pipeline(path="x.npy")}, "pipeline.source.kind: should name a kind of source (generator, npy,"),
+        (
+            {"pipeline": pipeline(path="x.npy")},
+            "pipeline.source.kind: should name a kind of source (concat, generator,",
+        ),
         ({"pipeline": pipeline(kind="npyy")}, "pipeline.source.kind: no source 'npyy'; did you mean 'npy'?"),
         (
             {"pipeline": pipeline(kind="npz", pth="x")},
@@ -868,7 +871,7 @@ def conforms(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> bool:
         "minimum",
     }
     known |= {"properties", "required", "additionalProperties", "minProperties", "items", "minItems", "maxItems"}
-    known |= {"anyOf", "oneOf"}
+    known |= {"anyOf", "oneOf", "prefixItems"}
     assert not set(schema) - known, set(schema) - known
     types = {"object": dict, "array": list, "string": str, "boolean": bool, "null": type(None), "number": (int, float)}
     if "$ref" in schema:
@@ -896,7 +899,9 @@ def conforms(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> bool:
         checks.append(re.search(schema.get("pattern", ""), value) is not None)
     if isinstance(value, list):
         checks.append(schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value)))
-        checks += [conforms(item, schema.get("items", {}), root) for item in value]
+        first = schema.get("prefixItems", [])
+        checks += [conforms(item, each, root) for item, each in zip(value, first, strict=False)]
+        checks += [conforms(item, schema.get("items", {}), root) for item in value[len(first) :]]
     if isinstance(value, dict):
         checks.append(len(value) >= schema.get("minProperties", 0))
         checks += [name in value for name in schema.get("required", ())]
@@ -921,6 +926,11 @@ VALID = [
             {"map": "a.b:c"}, {"map": {"fn": "a:b", "kwargs": {"n": 1}}}, "unbatch", {"cast": {"x": "int8"}}
         )
     },
+    {"pipeline": pipeline(kind="concat", pipelines=[pipeline(), pipeline("shuffle")])},
+    {"pipeline": pipeline(kind="interleave", pipelines=[pipeline()], block=3)},
+    {"pipeline": pipeline(kind="zip", pipelines={"a": pipeline(), "b": [pipeline(), pipeline()]}, stop="shortest")},
+    {"pipeline": pipeline(kind="mix", pipelines={"a": pipeline()}, weights={"a": 1}, stop="all")},
+    {"pipeline": pipeline(kind="mix", pipelines=[pipeline()] * 2, schedule=[[0, [1, 0]], [9, [0.5, 0.5]]])},
     {"pipelines": {"train": pipeline(), "test": pipeline()}, "plugins": ["./a.py"]},
     {"pipeline": pipeline(), "loader": {"workers": "auto", "shard": [0, 2], "device": None, "narrow": "error"}},
     {"pipeline": pipeline(), "loader": {"workers": 3, "shard": "0/2", "device": "cpu", "prefetch": 0}},
@@ -935,6 +945,13 @@ INVALID = [
     {"pipeline": pipeline(kind="npyy", path="x")},
     {"pipeline": pipeline(kind="npz")},
     {"pipeline": pipeline(kind="npz", path="x", pth="y")},
+    {"pipeline": pipeline(kind="concat", pipelines=[])},
+    {"pipeline": pipeline(kind="concat", pipelines={"a": pipeline()})},
+    {"pipeline": pipeline(kind="concat", pipelines=[pipeline("shufle")])},
+    {"pipeline": pipeline(kind="interleave", pipelines=[pipeline()], block=0)},
+    {"pipeline": pipeline(kind="zip", pipelines=[pipeline()], stop="first")},
+    {"pipeline": pipeline(kind="mix", pipelines=[pipeline()], weights=["1"])},
+    {"pipeline": pipeline(kind="mix", pipelines=[pipeline()], weights=[1], stop="shortest")},
     {"pipeline": pipeline("shufle")},
     {"pipeline": pipeline("batch")},
     {"pipeline": pipeline({"batch": 0})},
@@ -1017,7 +1034,7 @@ def blocks(page: str, language: str) -> list[str]:
 @pytest.mark.checkout
 def test_every_config_in_the_docs_is_valid(schema: dict[str, Any]) -> None:
     configs = [yaml.safe_load(block) for block in blocks("config.md", "yaml")]
-    assert len(configs) == 3
+    assert len(configs) == 4
     for config in configs:
         assert conforms(config, schema, schema)
 

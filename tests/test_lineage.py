@@ -245,3 +245,25 @@ def test_a_step_that_is_not_there_is_a_wrong_usage(folder: Path) -> None:
 def test_no_imports_refuses_functions_here_too(folder: Path) -> None:
     save(folder, {"map": "json:dumps"}, {"batch": 4})
     assert "--no-imports" in command("--step", "0", "--no-imports", code=2)
+
+
+@pytest.mark.parametrize("shape", ["concat", "interleave", "mix", "zip"])
+def test_the_rows_of_combined_pipelines_are_told_apart_by_source(shape: str) -> None:
+    def part(source: int, count: int) -> bk.Pipeline:
+        leaves = {"source": np.full(count, source), "row": np.arange(count)}
+        return bk.from_arrays(leaves).shuffle(source)
+
+    parts = [part(0, 20), part(1, 20), part(2, 20)]
+    made = {
+        "concat": lambda: bk.concat(parts),
+        "interleave": lambda: bk.interleave(parts, block=2),
+        "mix": lambda: bk.mix(parts, [1, 2, 3], stop="all"),
+        "zip": lambda: bk.zip({"a": parts[0], "b": bk.concat(parts[1:2])}),
+    }[shape]()
+    pipe = made.shuffle(5).batch(7)
+    for step, batch in enumerate(bk.Loader(pipe)):
+        found = bk.explain(pipe, step)
+        sides = [batch["a"], batch["b"]] if shape == "zip" else [batch]
+        for place in range(len(sides[0]["row"])):
+            expected = [(int(side["source"][place]), int(side["row"][place])) for side in sides]
+            assert [(origin.source, origin.row) for origin in found.at(place)] == expected

@@ -93,7 +93,7 @@ def test_len_is_the_number_of_batches_of_an_epoch() -> None:
 
 
 def test_len_of_what_has_none_says_why() -> None:
-    with pytest.raises(TypeError, match=r"no length: repeat\(\) makes it endless"):
+    with pytest.raises(TypeError, match=r"no length: it is endless, as repeat\(\)"):
         len(bk.Loader(numbers().repeat().batch(4)))
     with pytest.raises(TypeError, match="no length: a generator does not say"):
         len(bk.Loader(counting().batch(4)))

@@ -29,6 +29,8 @@ HEAVY = ("pandas", "pyarrow", "matplotlib", "scipy", "sklearn", "pydantic", "yam
 PUBLIC = {
     # sources
     *("from_arrays", "from_npy", "from_npz", "from_sequence", "from_generator", "from_source"),
+    # several pipelines as one
+    *("concat", "zip", "interleave", "mix"),
     # the description, the loader, a file
     *("Pipeline", "Loader", "load", "hookimpl"),
     # errors

@@ -214,7 +214,11 @@ def test_a_typo_of_a_backend_that_is_not_installed_says_what_to_install(site: Pa
             lambda p: p.executor("thread"),
             "no executor 'thread'; did you mean 'threads'? (found: auto, inline, processes, threads)",
         ),
-        (lambda p: p.source("nnpy"), "no source 'nnpy'; did you mean 'npy'? (found: generator, npy, npz, sequence)"),
+        (
+            lambda p: p.source("nnpy"),
+            "no source 'nnpy'; did you mean 'npy'? "
+            "(found: concat, generator, interleave, mix, npy, npz, sequence, zip)",
+        ),
         (lambda p: p.stage("zzz"), f"no stage 'zzz' (found: {', '.join(sorted(STAGES))})"),
     ],
 )

@@ -10,13 +10,14 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from batchkit.config.check import CheckedPipeline, Checker, check_keys, expand_stages
+from batchkit.config.build import built
+from batchkit.config.check import Checker, check_keys, expand_pipeline
 from batchkit.config.files import ConfigFile, from_mapping, read
 from batchkit.config.keys import TOP
 from batchkit.config.overrides import loader_options, override, parse_assignment
 from batchkit.config.problems import ConfigNotFoundError, Problems
 from batchkit.config.schema import json_schema
-from batchkit.errors import BatchkitError, ConfigError, PipelineError, SourceError, UnknownNameError, nearest
+from batchkit.errors import BatchkitError, ConfigError, PipelineError, UnknownNameError, nearest
 from batchkit.loader import Loader
 from batchkit.pipeline import Pipeline
 from batchkit.plugins import Plugins, installed
@@ -107,7 +108,9 @@ def _read(
         _check_names(options, places, registry, problems)
     problems.check()
     place = "pipeline" if chosen is None else f"pipelines.{chosen}"
-    return _built(checked[place], place, problems), registry, options, f"{file.name}: {place}"
+    chosen_pipeline = checked[place]
+    assert chosen_pipeline is not None  # or a problem would have been noted
+    return built(chosen_pipeline, problems), registry, options, f"{file.name}: {place}"
 
 
 def _local_plugins(file: ConfigFile, allow_imports: bool, problems: Problems) -> list[str]:
@@ -143,7 +146,7 @@ def _pipelines(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _expand(content: Mapping[str, Any], registry: Plugins) -> None:
     for pipe in _pipelines(content).values():
-        expand_stages(pipe.get("stages"), registry)
+        expand_pipeline(pipe, registry)
 
 
 def _chosen(content: Mapping[str, Any], wanted: str | None, problems: Problems) -> str | None:
@@ -184,23 +187,3 @@ def _check_names(options: Mapping[str, Any], places: Mapping[str, str], registry
                 problems.add(places[option], str(exc), exc)
             except BatchkitError:
                 pass  # broken: the Loader says so, with the cause
-
-
-def _built(checked: CheckedPipeline | None, place: str, problems: Problems) -> Pipeline:
-    assert checked is not None  # or a problem would have been noted
-    try:
-        pipe = Pipeline(checked.open_source())
-    except PipelineError as exc:
-        problems.add(f"{place}.source", str(exc), exc)
-    except BatchkitError:
-        raise
-    except Exception as exc:
-        raise SourceError(f"{problems.subject}: {place}.source failed: {type(exc).__name__}: {exc}") from exc
-    problems.check()
-    for index, stage in enumerate(checked.stages):
-        try:
-            pipe = pipe.apply(stage)
-        except PipelineError as exc:
-            problems.add(f"{place}.stages[{index}].{stage.verb}", str(exc), exc)
-            problems.check()
-    return pipe

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from batchkit.config.keys import (
     LOADER,
@@ -20,20 +20,26 @@ from batchkit.config.keys import (
     keys_of_stage,
 )
 from batchkit.config.problems import Problems
-from batchkit.errors import BatchkitError, nearest
+from batchkit.errors import BatchkitError, ConfigError, nearest
 from batchkit.functions import resolve_function
+from batchkit.pipeline import Pipeline
 from batchkit.plugins import Plugins, import_beside, importable
+from batchkit.sources import Combination
+from batchkit.sources.combined import built_parts, described_parts
 from batchkit.stages import Stage
 
-__all__ = ["CheckedPipeline", "Checker", "check_keys", "expand_stages"]
+__all__ = ["CheckedPipeline", "Checker", "check_keys", "expand_pipeline", "expand_stages"]
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedPipeline:
     """A pipeline whose every key is valid; the source is not opened yet."""
 
-    open_source: Callable[[], Any]
+    place: str
+    open_source: Callable[[Sequence[Pipeline]], Any]
+    """Called with the pipelines that it combines, which are built from ``parts``."""
     stages: tuple[Stage, ...]
+    parts: tuple[CheckedPipeline, ...] = ()
 
 
 def check_keys(place: str, given: Mapping[str, Any], keys: Keys, problems: Problems, others: bool = False) -> bool:
@@ -58,6 +64,17 @@ def _meant(name: str, keys: Keys, place: str) -> str:
         return hint
     home = next((home for home, inner in (("loader", LOADER), ("pipeline", PIPELINE)) if name in inner), None)
     return f"; it belongs under {home!r}" if home else ""
+
+
+def expand_pipeline(pipe: Mapping[str, Any], registry: Plugins) -> None:
+    """Bring every stage of a pipeline, and of those that it combines, into one form (:func:`expand_stages`)."""
+    expand_stages(pipe.get("stages"), registry)
+    source = pipe.get("source")
+    with contextlib.suppress(BatchkitError):
+        for _, part in (
+            described_parts(source["pipelines"]) if isinstance(source, dict) and "pipelines" in source else ()
+        ):
+            expand_pipeline(part, registry)
 
 
 def expand_stages(stages: Any, registry: Plugins) -> None:
@@ -96,6 +113,9 @@ def _takes(keys: Keys, name: str, value: Any) -> bool:
     return not check_value(keys[name], value)
 
 
+_Opened: TypeAlias = tuple[Callable[[Sequence[Pipeline]], Any], tuple[CheckedPipeline, ...]]
+
+
 @dataclass(frozen=True, slots=True)
 class Checker:
     """Checks pipelines against the sources and stages that there are."""
@@ -110,16 +130,17 @@ class Checker:
         before = len(self.problems.found)
         check_keys(place, content, PIPELINE, self.problems)
         source, stages = content.get("source"), content.get("stages")
-        open_source = self._source(f"{place}.source", source) if isinstance(source, dict) else None
+        opened = self._source(f"{place}.source", source) if isinstance(source, dict) else None
         made = [
             self._stage(f"{place}.stages[{index}]", entry)
             for index, entry in enumerate(stages if isinstance(stages, list) else ())
         ]
-        if open_source is None or len(self.problems.found) > before:
+        if opened is None or len(self.problems.found) > before:
             return None
-        return CheckedPipeline(open_source, tuple(stage for stage in made if stage is not None))
+        open_source, parts = opened
+        return CheckedPipeline(place, open_source, tuple(stage for stage in made if stage is not None), parts)
 
-    def _source(self, place: str, content: dict[str, Any]) -> Callable[[], Any] | None:
+    def _source(self, place: str, content: dict[str, Any]) -> _Opened | None:
         kind = content.get("kind")
         if not isinstance(kind, str):
             known = ", ".join(self.registry.names("sources"))
@@ -133,17 +154,40 @@ class Checker:
         keys, others = keys_of_source(factory)
         given = {name: value for name, value in content.items() if name != "kind"}
         valid = check_keys(place, given, keys, self.problems, others)
+        if isinstance(factory, type) and issubclass(factory, Combination):
+            combined = self._combination(f"{place}.pipelines", factory, given) if given.get("pipelines") else None
+            if valid and combined is not None:
+                with self._noting(place):  # says what else is wrong before any data are opened
+                    combined[0]([Pipeline(None)] * len(combined[1]))
+            return combined if valid else None
         if not self._import(place, given, keys) or not valid:
             return None
         for name in _PATHS:
             if name in given:
                 given[name] = _rebased(given[name], self.folder, name in keys and keys[name].hint is Paths)
 
-        def open_source() -> Any:
+        def open_source(_: Sequence[Pipeline]) -> Any:
             with importable(self.folder):
                 return factory(**given)
 
-        return open_source
+        return open_source, ()
+
+    def _combination(self, place: str, factory: type[Combination], given: dict[str, Any]) -> _Opened | None:
+        """Check the pipelines that are combined."""
+        checked: list[CheckedPipeline | None] = []
+        try:
+            for inner, part in described_parts(given["pipelines"]):
+                checked.append(self.pipeline(place + inner, part))
+        except ConfigError as exc:
+            self.problems.add(place, str(exc), exc)
+            return None
+
+        def open_source(pipelines: Sequence[Pipeline]) -> Any:
+            following = iter(pipelines)
+            return factory(**{**given, "pipelines": built_parts(given["pipelines"], lambda *_: next(following))})
+
+        parts = tuple(part for part in checked if part is not None)
+        return (open_source, parts) if len(parts) == len(checked) else None
 
     def _stage(self, place: str, entry: Any) -> Stage | None:
         if not isinstance(entry, dict) or len(entry) != 1:

@@ -62,6 +62,12 @@ def _path(value: Any) -> Any:
     return value
 
 
+def _pipelines(value: Any) -> Any:
+    if not isinstance(value, (dict, list)) or not value:
+        raise ValueError("should be a list or a mapping of pipelines")
+    return value
+
+
 def _shard(value: Any) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)/(\d+)", value) if isinstance(value, str) else None
     parts = [int(part) for part in match.groups()] if match else value
@@ -79,6 +85,7 @@ Function: TypeAlias = Annotated[FunctionName, "handed on as the function itself"
 """``"module:name"``, in whose place the function is handed on."""
 
 Paths: TypeAlias = Annotated[Any, PlainValidator(_path), WithJsonSchema({"type": ["string", "object", "array"]})]
+Pipelines: TypeAlias = Annotated[Any, PlainValidator(_pipelines), WithJsonSchema({"type": ["array", "object"]})]
 Shard: TypeAlias = Annotated[
     Any,
     PlainValidator(_shard),
@@ -193,6 +200,8 @@ def _plain(name: str, hint: Any) -> Any:
     """Return what may be written in a file for a parameter of that type."""
     if name in ("path", "paths") and hint is Any:
         return Paths
+    if name == "pipelines" and hint is Any:
+        return Pipelines
     origin = typing.get_origin(hint)
     if hint is Callable or origin is collections.abc.Callable:
         return Function

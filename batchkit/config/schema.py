@@ -10,8 +10,9 @@ from typing import Any
 
 from batchkit.config.keys import LOADER, TOP, Key, Keys, adapter_of, keys_of_source, keys_of_stage
 from batchkit.plugins import Plugins, installed
+from batchkit.sources import Combination
 
-__all__ = ["LIMITS", "json_schema"]
+__all__ = ["COMBINED", "LIMITS", "json_schema"]
 
 # What the dataclasses of the stages refuse when they are made, beyond their types.
 LIMITS: Mapping[tuple[str, str], Mapping[str, Any]] = MappingProxyType(
@@ -24,6 +25,21 @@ LIMITS: Mapping[tuple[str, str], Mapping[str, Any]] = MappingProxyType(
         ("shuffle", "seed"): {"minimum": 0},
         ("random_map", "seed"): {"minimum": 0},
     }
+)
+
+
+COMBINED: Mapping[tuple[str, str], Mapping[str, Any]] = MappingProxyType(
+    {
+        ("interleave", "block"): {"minimum": 1},
+        ("zip", "stop"): {"enum": ["error", "shortest"]},
+        ("mix", "stop"): {"enum": ["first", "all", "forever"]},
+    }
+)
+"""The same for combinations of pipelines."""
+_LIST = {"type": "array", "items": {"$ref": "#/$defs/pipeline"}, "minItems": 1}
+_NAMED = {"type": "object", "additionalProperties": {"$ref": "#/$defs/pipeline"}, "minProperties": 1}
+_PIPELINES: Mapping[str, Any] = MappingProxyType(
+    {"list": _LIST, "named": {"anyOf": [_LIST, _NAMED]}, "tree": {"$ref": "#/$defs/pipelines"}}
 )
 
 
@@ -44,6 +60,14 @@ def json_schema(plugins: Plugins | None = None) -> dict[str, Any]:
             },
             "required": ["source"],
             "additionalProperties": False,
+        },
+        "pipelines": {
+            "description": "A pipeline, or a nesting of pipelines.",
+            "anyOf": [
+                {"$ref": "#/$defs/pipeline"},
+                {"type": "array", "items": {"$ref": "#/$defs/pipelines"}, "minItems": 1},
+                {"type": "object", "additionalProperties": {"$ref": "#/$defs/pipelines"}, "minProperties": 1},
+            ],
         },
         "source": {"oneOf": [_source(kind, plugins) for kind in plugins.names("sources")]},
         "stage": {"anyOf": [_stage(verb, plugins) for verb in plugins.names("stages")]},
@@ -70,7 +94,9 @@ def json_schema(plugins: Plugins | None = None) -> dict[str, Any]:
 def _source(kind: str, plugins: Plugins) -> dict[str, Any]:
     factory = plugins.source(kind)
     keys, others = keys_of_source(factory)
-    schema = _object(keys)
+    schema = _object(keys, kind, COMBINED)
+    if isinstance(factory, type) and issubclass(factory, Combination):
+        schema["properties"]["pipelines"] = _PIPELINES[factory.nesting]
     return {
         **schema,
         "description": _first_line(factory),
@@ -106,10 +132,10 @@ def _stage(verb: str, plugins: Plugins) -> dict[str, Any]:
     return {"anyOf": [{"const": verb}, whole], **described}
 
 
-def _object(keys: Keys, verb: str = "") -> dict[str, Any]:
+def _object(keys: Keys, verb: str = "", limits: Mapping[tuple[str, str], Mapping[str, Any]] = LIMITS) -> dict[str, Any]:
     return {
         "type": "object",
-        "properties": {name: _value(key, LIMITS.get((verb, name), {})) for name, key in keys.items()},
+        "properties": {name: _value(key, limits.get((verb, name), {})) for name, key in keys.items()},
         "required": [name for name, key in keys.items() if key.required],
         "additionalProperties": False,
     }

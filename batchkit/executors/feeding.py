@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from batchkit import tree as tree_
 from batchkit.errors import WorkerError
-from batchkit.executors.arena import Arena, Layout, find, sizes
+from batchkit.executors.arena import Arena, find, sizes
 from batchkit.executors.transport import Channel, Handle, Transport, packed
 from batchkit.metering import SOURCE, Sheet
 from batchkit.sources.stacking import detached
@@ -212,7 +212,9 @@ class FedWorker:
         how: str = self._pool.ending(process)
         return how
 
-    def _send(self, channel: Channel, step: Any, piece: _Shared | None, handed: list[Any], measured: bool) -> None:
+    def _send(
+        self, channel: Channel, step: Any, piece: _Shared | None, handed: list[tuple[int, Any]], measured: bool
+    ) -> None:
         try:
             job = packed((step, handed))
         except Exception as exc:
@@ -246,24 +248,22 @@ class FedWorker:
             self._pieces.append(chosen)
         return chosen
 
-    def _handed(self, step: Any) -> tuple[_Shared | None, list[Any]]:
-        """Gather what the worker cannot read itself: the rows of a source that lives in this process."""
+    def _handed(self, step: Any) -> tuple[_Shared | None, list[tuple[int, Any]]]:
+        """Gather what the worker cannot read itself: the rows of sources that live in this process, by source."""
         plan = self._pool.plan
-        if plan is None or not getattr(plan.pipeline.source, "in_memory", False):
+        sources = () if plan is None else plan.pipeline.sources
+        if not any(getattr(source, "in_memory", False) for source in sources):
             return None, []
-        source, requests = plan.pipeline.source, plan.requests(step)
-        if hasattr(source, "read"):
-            return None, [[detached(row) for row in source.read(ids)] for ids in requests]
-        specs, treedef = tree_.flatten(source.schema)
-        kinds = [(spec.dtype, spec.shape) for spec in specs]
-        if any(None in shape for _, shape in kinds):  # ragged columns: how large they are is not known before
-            return None, [source.gather(ids) for ids in requests]
-        piece = self._piece(max(sum(sizes(kinds, len(ids)) for ids in requests), self._need, 1))
-        arena, layouts = Arena(piece.memory), []
-        for ids in requests:
-            columns = [arena.place((len(ids), *shape), dtype) for dtype, shape in kinds]
-            layouts.append(_gathered(source, ids, columns, treedef, arena))
-        return piece, layouts
+        requests = [ask for ask in plan.requests(step) if getattr(sources[ask.source], "in_memory", False)]
+        kinds = {place: _kinds(sources[place]) for place in {ask.source for ask in requests}}
+        room = sum(sizes(kinds[ask.source] or (), len(ask.rows)) for ask in requests)
+        piece = arena = None
+        if any(kinds.values()):
+            piece = self._piece(max(room, self._need, 1))
+            arena = Arena(piece.memory)
+        return piece, [
+            (ask.source, _gathered(sources[ask.source], ask.rows, kinds[ask.source], arena)) for ask in requests
+        ]
 
     def _host_dtype(self, leaf: str, dtype: Any) -> Any:
         try:
@@ -279,14 +279,29 @@ class FedWorker:
     def _rows(self, step: Any) -> str:
         if self._pool.plan is None:
             return ""
-        rows = np.concatenate(self._pool.plan.requests(step) or [np.empty(0, np.int64)]).tolist()
+        asked = [request.rows for request in self._pool.plan.requests(step)]
+        rows = np.concatenate(asked or [np.empty(0, np.int64)]).tolist()
         shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
         return f" (rows [{shown}])"
 
 
-def _gathered(source: Any, ids: npt.NDArray[np.int64], columns: list[Any], treedef: Any, arena: Arena) -> Layout:
-    made = source.gather(ids, tree_.unflatten(treedef, columns))
-    layout = arena.layout(made)
+def _kinds(source: Any) -> list[tuple[np.dtype[Any], tuple[int, ...]]] | None:
+    """Return dtype and shape of what goes to shared memory; ``None``: its size is not known before it is read."""
+    if hasattr(source, "read"):
+        return None
+    kinds = [(spec.dtype, spec.shape) for spec in tree_.flatten(source.schema)[0]]
+    return None if any(None in shape for _, shape in kinds) else kinds  # ragged columns
+
+
+def _gathered(source: Any, ids: npt.NDArray[np.int64], kinds: Any, arena: Arena | None) -> Any:
+    """Return where the rows of one request lie, or the rows themselves."""
+    if hasattr(source, "read"):
+        return [detached(row) for row in source.read(ids)]
+    if kinds is None or arena is None:
+        return source.gather(ids)
+    columns = [arena.place((len(ids), *shape), dtype) for dtype, shape in kinds]
+    treedef = tree_.flatten(source.schema)[1]
+    layout = arena.layout(source.gather(ids, tree_.unflatten(treedef, columns)))
     assert layout is not None
     return layout
 

@@ -201,12 +201,18 @@ def _described(job: Any, plan: Any) -> bytes:
 def _culprit(pipeline: Any) -> str:
     import cloudpickle
 
-    for number, stage in enumerate(pipeline.stages):
+    for number, stage in enumerate(pipeline.all_stages):
         try:
             cloudpickle.dumps(stage)
         except Exception:
             return f"stage {number} {stage.label}"
-    return f"the source {getattr(pipeline.source, 'kind', type(pipeline.source).__name__)!r}"
+    source = pipeline.sources[0]
+    for source in pipeline.sources:
+        try:
+            cloudpickle.dumps(source)
+        except Exception:
+            break
+    return f"the source {getattr(source, 'kind', type(source).__name__)!r}"
 
 
 def transport_of(start: Any) -> Transport:

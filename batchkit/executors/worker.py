@@ -11,15 +11,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from batchkit import tree as tree_
 from batchkit.buffers import keep_freed_memory
 from batchkit.errors import BatchkitError, WorkerError
 from batchkit.executors.arena import Arena, ArenaSlots, Layout, RemoteBackend, find, size_of
 from batchkit.executors.transport import Channel
 from batchkit.metering import PROBED, MeasuredSlots, Sheet
-from batchkit.pipeline import Pipeline
 from batchkit.plan import Plan, compile
+from batchkit.ragged import Ragged
 from batchkit.skipping import Guard, LeftOut
 from batchkit.sources import GeneratorSource
+from batchkit.sources.stacking import detached
 from batchkit.tree import Tree
 
 __all__ = ["HandedColumns", "HandedRows", "PlannedWork", "work"]
@@ -29,13 +31,15 @@ def _nothing() -> tuple[Any, ...]:
     return ()
 
 
-class HandedColumns:
-    """Stands in for a source that stays with the caller, who hands over the columns of each step."""
+class _Handed:
+    """Stands in for a source that stays with the caller, who hands over the rows of each step."""
 
     def __init__(self, source: Any) -> None:
-        self.kind, self.schema = getattr(source, "kind", type(source).__name__), source.schema
+        self.kind = getattr(source, "kind", type(source).__name__)
         self._length, self._fingerprint = len(source), source.fingerprint()
-        self.waiting: deque[Tree] = deque()
+        self.waiting: deque[Any] = deque()
+        """What was handed over for the step and not read yet, a call's rows together."""
+        self._last: tuple[list[int], Any] = ([], None)
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -45,34 +49,42 @@ class HandedColumns:
         """Return what the source itself says."""
         return self._fingerprint  # type: ignore[no-any-return]
 
+    def _taken(self, rows: npt.NDArray[np.int64]) -> tuple[list[int] | None, Any]:
+        """Return what was handed over for a call, and for rows that are read again which of those they are."""
+        if self.waiting:
+            self._last = (rows.tolist(), self.waiting.popleft())
+            return None, self._last[1]
+        ids, block = self._last
+        return [ids.index(row) for row in rows.tolist()], block
+
+
+class HandedColumns(_Handed):
+    """The columns that the caller has gathered."""
+
+    def __init__(self, source: Any) -> None:
+        super().__init__(source)
+        self.schema = source.schema
+
     def handed(self, rows: npt.NDArray[np.int64]) -> Tree:
         """Return the columns that the caller has gathered for these rows."""
-        return self.waiting.popleft()
+        places, block = self._taken(rows)
+        if places is None:
+            return block
+        again = np.array(places, np.int64)
+        return tree_.map_leaves(lambda leaf: leaf.take(again) if isinstance(leaf, Ragged) else leaf[again], block)
 
     def gather(self, rows: npt.NDArray[np.int64], out: Tree | None = None) -> Tree:
         """Return the same; what is handed over needs no ``out``."""
         return self.handed(rows)
 
 
-class HandedRows:
+class HandedRows(_Handed):
     """The same for a source that is read row by row."""
-
-    def __init__(self, source: Any) -> None:
-        self.kind = source.kind
-        self._length, self._fingerprint = len(source), source.fingerprint()
-        self.waiting: deque[list[Tree]] = deque()
-
-    def __len__(self) -> int:
-        """Return the number of rows."""
-        return self._length
-
-    def fingerprint(self) -> str:
-        """Return what the source itself says."""
-        return self._fingerprint  # type: ignore[no-any-return]
 
     def read(self, rows: npt.NDArray[np.int64]) -> list[Tree]:
         """Return the rows that the caller has read."""
-        return self.waiting.popleft()
+        places, block = self._taken(rows)
+        return [detached(row) for row in block] if places is None else [detached(block[place]) for place in places]
 
 
 class PlannedWork:
@@ -80,14 +92,9 @@ class PlannedWork:
 
     def __init__(self, plan: Plan, backend: Any, skips: bool) -> None:
         self._skips = skips
-        self._pipeline, self._shard = plan.sent, plan.shard
+        self._shard = plan.shard
         self._facts = (backend.name, backend.alignment, getattr(backend, "widening", ""))
-        source = plan.pipeline.source
-        if getattr(source, "in_memory", False):
-            stand_in: Any = HandedRows(source) if hasattr(source, "read") else HandedColumns(source)
-            self._pipeline = Pipeline(stand_in, plan.sent.stages)
-        elif isinstance(source, GeneratorSource):  # pulled by the caller, and maybe of what only the caller has
-            self._pipeline = Pipeline(GeneratorSource(_nothing, source.batched), plan.sent.stages)
+        self._pipeline = plan.sent.with_sources(_stand_in)
 
     def arrive(self, channel: Channel) -> None:
         """Get ready, in the worker."""
@@ -112,10 +119,12 @@ class PlannedWork:
 
         What was handed over is read instead of the source.
         """
-        waiting = getattr(self._pipeline.source, "waiting", None)
-        if waiting is not None:
-            waiting.clear()
-            waiting.extend(handed)
+        sources = self._pipeline.sources
+        for source in sources:
+            if isinstance(source, _Handed):
+                source.waiting.clear()
+        for place, block in handed:
+            sources[place].waiting.append(block)
         self._slots.arena = arena
         if not measured:
             return self._plan.compute(step, self._slots), None
@@ -126,6 +135,15 @@ class PlannedWork:
             return self._plan.compute(step, MeasuredSlots(self._slots, sheet)), sheet.packed()
         finally:
             sheet.end()
+
+
+def _stand_in(source: Any) -> Any:
+    """Return what a worker has in the place of a source that only the caller can read."""
+    if getattr(source, "in_memory", False):
+        return HandedRows(source) if hasattr(source, "read") else HandedColumns(source)
+    if isinstance(source, GeneratorSource):  # pulled by the caller, and maybe of what only the caller has
+        return GeneratorSource(_nothing, source.batched)
+    return source
 
 
 def _asked(channel: Channel, leaf: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -182,14 +200,14 @@ def _computed(job: Any, step: Any, arena: Arena | None, handed: Any, memory: Any
     if not isinstance(job, PlannedWork):
         return job.compute(step), None
     blocks = []
-    for block in handed:
+    for place, block in handed:
         if isinstance(block, Layout):
             tree = find(memory, block)
             assert arena is not None
             arena.used = max(arena.used, _end(block))
-            blocks.append(tree)
+            blocks.append((place, tree))
         else:
-            blocks.append(block)
+            blocks.append((place, block))
     return job.compute(step, arena, blocks, measured)
 
 

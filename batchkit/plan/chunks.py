@@ -10,12 +10,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from batchkit.errors import BatchkitError
 from batchkit.pipeline import Pipeline
 from batchkit.plan.calls import Call, Rows
-from batchkit.plan.nodes import BatchesNode, RowsNode
+from batchkit.plan.nodes import BatchesNode, Request, RowsNode
 from batchkit.plan.rowwise import rowwise
 from batchkit.plan.step import Step
 from batchkit.tree import Tree
@@ -78,12 +77,12 @@ class ChunkPlan:
             return self.node.read(int(given.ids[0]), step.epoch, (0, 1), slots)  # type: ignore[call-arg,arg-type]
         return self.node.read(given.ids, given.epochs, slots)  # type: ignore[call-arg,arg-type]
 
-    def requests(self, step: Step) -> list[npt.NDArray[np.int64]]:
-        """Return the row numbers that a step has the source read, call by call; reads nothing."""
+    def requests(self, step: Step) -> list[Request]:
+        """Return the row numbers that a step has which source read, call by call; reads nothing."""
         given = step.rows
         if self.node is None or given is None:
-            return [] if given is None else [given.ids]
-        requested: Iterator[npt.NDArray[np.int64]]
+            return [] if given is None else [Request(0, given.ids)]
+        requested: Iterator[Request]
         if self.cut:
             requested = self.node.requests(int(given.ids[0]), step.epoch, (0, 1))  # type: ignore[call-arg,arg-type]
         else:

@@ -9,9 +9,9 @@ from batchkit.errors import PipelineError, PipelineTypeError
 from batchkit.pipeline import Pipeline
 from batchkit.plan.flows import compile_chunks, compile_flow, numbered_stages
 from batchkit.plan.indexed import indexed_nodes
-from batchkit.plan.placing import Placed, call_of, named_after, placed_stages, planned_before
+from batchkit.plan.placing import Placed, after, call_of, placed_stages, planned_before
 from batchkit.plan.plan import Plan
-from batchkit.sources import GeneratorSource
+from batchkit.sources import Combination, GeneratorSource
 from batchkit.stages.stage import whole
 
 __all__ = ["check_shard", "compile"]
@@ -81,6 +81,7 @@ def _compile_indexed(pipeline: Pipeline, shard: tuple[int, int], placed: list[Pl
     static = static and not any(isinstance(one.stage, st.Filter) for one in placed)
     calls = [call_of(one) for one in placed if one.called]
     touched = calls or any(isinstance(one.stage, (st.Unbatch, st.PaddedBatch, st.Window)) for one in placed)
+    touched = touched or isinstance(pipeline.source, Combination)
     return Plan(
         pipeline=pipeline,
         shard=shard,
@@ -98,6 +99,6 @@ def _compile_indexed(pipeline: Pipeline, shard: tuple[int, int], placed: list[Pl
         # Columns that were handed to a worker are as the source has them, not yet as the backend wants them.
         direct=not (touched or found.by_row or cut.pads or hasattr(pipeline.source, "handed")),
         after="",
-        last_function=named_after(calls),
+        last_function=after(found.last),
         by_row=found.by_row,
     )

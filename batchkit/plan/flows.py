@@ -126,7 +126,7 @@ class _Compiler:
         self._read = False
         self.reader = found.rows if found.batches is None else None
         self.endless = found.length is None
-        self._pass_rows = 2 * len(source) + CHUNK if self.endless else None
+        self._pass_rows = 2 * sum(map(len, pipeline.sources)) + CHUNK if self.endless else None
         self.flow = walks.PositionsFlow(found.length)
         if found.batches is not None:  # a batch, made smaller by a filter, is a chunk
             self._compute([], 1)

@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 from batchkit import stages as st
 from batchkit.errors import PipelineError
 from batchkit.plan import nodes
 from batchkit.plan.calls import Call
-from batchkit.plan.placing import Placed, call_of, named_after
+from batchkit.plan.combining import PartedRows, PartRows, ZipRows, refuse_unnumbered, source_schema
+from batchkit.plan.placing import Numbering, Placed, after, call_of, placed_stages
+from batchkit.sources import Combination, Zip
 
-__all__ = ["Indexed", "indexed_nodes"]
+__all__ = ["Indexed", "indexed_nodes", "source_nodes"]
 
 
-class Indexed(NamedTuple):
-    """What reads rows, or behind a cut batches, by position."""
+@dataclass(slots=True)
+class Indexed:
+    """What reads rows, or behind a cut batches, by position, and what is known of them."""
 
     rows: Any
-    batches: Any
-    cut: nodes.CutRows | None
-    by_row: bool
-    """Whether a function or the source is called row by row."""
+    """What reads the rows; out of date behind a batch stage."""
+    ids_below: int | None
+    """What every row id is smaller than; ``None``: there is no bound."""
+    batches: Any = None
+    """What reads the batches; ``None`` in front of a batch stage."""
+    cut: nodes.CutRows | None = None
+    by_row: bool = False
+    """Whether a function or a source is called row by row."""
+    last: list[Call] = field(default_factory=list)
+    """The last function that rows go through: one, or behind a combination one a part."""
+    uncut: list[Call] = field(default_factory=list)
+    """The same since the last batch stage."""
+    reordered: bool = False
 
     @property
     def length(self) -> int | None:
@@ -30,58 +44,90 @@ class Indexed(NamedTuple):
         return node.length  # type: ignore[no-any-return]
 
 
-def indexed_nodes(source: Any, placed: Sequence[Placed], final: bool) -> Indexed:
+def indexed_nodes(source: Any, placed: Sequence[Placed], final: bool, numbering: Numbering | None = None) -> Indexed:
     """Return the nodes of stages over a random-access source.
 
-    ``final``: what is gathered may go to where the backend wants it at once, if no stage touches it.
+    ``final``: what is gathered may go to where the backend wants it at once, if no stage touches it. ``numbering``
+    counts the stages and sources of a combination's parts.
 
     Raises:
         PipelineError: a stage cannot do its work there.
-        SchemaError: a column stage names a leaf that is not there.
+        SchemaError: a column stage names a leaf that is not there; parts of a combination are not alike.
     """
-    by_row = hasattr(source, "read")
-    untouched = not by_row and not any(
+    combined = isinstance(source, Combination)
+    untouched = not combined and not any(
         one.called or isinstance(one.stage, (st.Unbatch, st.PaddedBatch, st.Window)) for one in placed
     )
-    rows: Any = nodes.SourceRows(source, final and untouched, final and _whole(placed))
-    batches: Any = None
-    cut: nodes.CutRows | None = None
-    seen: list[Call] = []
-    reordered = False
+    whole = final and _whole(source, placed)
+    made = source_nodes(source, numbering or Numbering(), final and untouched and not hasattr(source, "read"), whole)
     for one in placed:
-        stage, number, ordinal = one
-        if isinstance(stage, st.Window):
-            rows = nodes.WindowRows(rows, stage, number, named_after(seen))
-        elif one.called:
-            call = call_of(one)
-            seen.append(call)
-            by_row = by_row or (batches is None and isinstance(stage, st.FunctionStage))
-            if batches is None:
-                rows = nodes.CalledRows(rows, [call])
-            else:
-                batches = nodes.CalledBatches(batches, [call])
-        elif isinstance(stage, st.OrderStage):
-            if batches is None:
-                rows = nodes.OrderedRows(rows, stage, number, ordinal)
-            else:
-                batches, reordered = nodes.OrderedBatches(batches, stage, number, ordinal), True
-        elif isinstance(stage, st.Batch):
-            batches = cut = nodes.CutRows(rows, stage, number, named_after(seen))
-            seen, reordered = [], False
-        elif isinstance(stage, st.Unbatch):
-            assert cut is not None
-            rows, batches = nodes.UncutRows(batches, cut, number, reordered), None
+        _add(made, one)
+    if made.cut is not None:
+        made.cut.last = made.batches is made.cut and final
+    return made
+
+
+def _add(made: Indexed, one: Placed) -> None:
+    stage, number, ordinal = one
+    if isinstance(stage, st.Window):
+        made.rows = nodes.WindowRows(made.rows, stage, number, after(made.uncut))
+    elif one.called:
+        call = call_of(one)
+        if isinstance(stage, st.FunctionStage):
+            made.last = made.uncut = [call]
+            made.by_row = made.by_row or made.batches is None
+        if made.batches is None:
+            made.rows = nodes.CalledRows(made.rows, [call])
         else:
-            raise PipelineError(
-                f"stage {number} {stage.label} is of no kind that can be compiled: subclass ColumnStage"
-            )
-    if cut is not None:
-        cut.last = batches is cut and final
-    return Indexed(rows, batches, cut, by_row)
+            made.batches = nodes.CalledBatches(made.batches, [call])
+    elif isinstance(stage, st.OrderStage):
+        if made.batches is None:
+            made.rows = nodes.OrderedRows(made.rows, stage, number, ordinal)
+        else:
+            made.batches, made.reordered = nodes.OrderedBatches(made.batches, stage, number, ordinal), True
+    elif isinstance(stage, st.Batch):
+        made.batches = made.cut = nodes.CutRows(made.rows, stage, number, after(made.uncut))
+        made.uncut, made.reordered = [], False
+    elif isinstance(stage, st.Unbatch):
+        assert made.cut is not None
+        made.rows, made.batches = nodes.UncutRows(made.batches, made.cut, number, made.reordered), None
+    else:
+        raise PipelineError(f"stage {number} {stage.label} is of no kind that can be compiled: subclass ColumnStage")
 
 
-def _whole(placed: Sequence[Placed]) -> bool:
+def source_nodes(source: Any, numbering: Numbering, final: bool, whole: bool) -> Indexed:
+    """Return the nodes of a source, and of the parts of a combination."""
+    if not isinstance(source, Combination):
+        place, numbering.source = numbering.source, numbering.source + 1
+        node = nodes.SourceRows(source, final, whole, place)
+        return Indexed(node, node.length, by_row=hasattr(source, "read"))
+    made, parts = [], []
+    for name, part in zip(source.names, source.parts, strict=True):
+        refuse_unnumbered(part.source, source.kind, name)
+        start = dataclasses.replace(numbering)
+        placed = placed_stages(part, numbering)
+        its = source_nodes(part.source, start, False, whole and isinstance(source, Zip))
+        numbering.source = start.source
+        for one in placed:
+            _add(its, one)
+        made.append(its)
+        parts.append(PartRows(name, its.rows, its.ids_below))
+    source_schema(source)  # says now what is known not to fit together
+    combined = ZipRows(source, parts) if isinstance(source, Zip) else PartedRows(source, parts, whole)
+    return Indexed(
+        combined,
+        combined.ids_below,
+        by_row=any(its.by_row for its in made),
+        last=[call for its in made for call in its.last],
+        uncut=[call for its in made for call in its.uncut],
+    )
+
+
+def _whole(source: Any, placed: Sequence[Placed]) -> bool:
     """Say whether what is gathered reaches the functions behind ``batch`` in one piece."""
     cut = next((place for place, one in enumerate(placed) if isinstance(one.stage, st.Batch)), 0)
-    before = any(isinstance(one.stage, (st.FunctionStage, st.Window)) for one in placed[:cut])
-    return not before and not any(isinstance(one.stage, st.Unbatch) for one in placed)
+    inner = [stage for part in getattr(source, "parts", ()) for stage in part.all_stages]
+    before = [*inner, *(one.stage for one in placed[:cut])]
+    if any(isinstance(stage, (st.FunctionStage, st.Window, st.Unbatch)) for stage in before):
+        return False
+    return not any(isinstance(one.stage, st.Unbatch) for one in placed)

@@ -40,7 +40,7 @@ def known_lengths(source: Any, placed: Sequence[Placed], place: int) -> Lengths 
 
     def known(rows: Rows) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         assert rows.places is not None
-        ids = np.concatenate(list(node.requests(rows.places, rows.epochs)))
+        ids = np.concatenate([asked.rows for asked in node.requests(rows.places, rows.epochs)])
         if given is not None:
             return bucket_lengths(stage, None, [], ids), ids  # type: ignore[arg-type]
         lengths = source.lengths(ids)

@@ -36,6 +36,7 @@ __all__ = [
     "CutRows",
     "OrderedBatches",
     "OrderedRows",
+    "Request",
     "RowsNode",
     "SlotPool",
     "SourceRows",
@@ -71,6 +72,14 @@ class SlotPool(Protocol):
     def ready(self, leaf: str, column: npt.NDArray[Any], key: Any) -> npt.NDArray[Any]: ...
 
 
+class Request(NamedTuple):
+    """Rows that a source is asked for in one call."""
+
+    source: int
+    """Which of the pipeline's sources, as :attr:`Pipeline.sources <batchkit.Pipeline.sources>` lists them."""
+    rows: npt.NDArray[np.int64]
+
+
 class RowsNode(Protocol):
     """Rows by position. Every node but the source's has the one ``before`` it."""
 
@@ -82,8 +91,8 @@ class RowsNode(Protocol):
         """Return the rows at ``positions`` (int64, or a range) of ``epochs`` (one for all, or one each)."""
         ...
 
-    def requests(self, positions: Positions, epochs: Epochs) -> Iterator[npt.NDArray[np.int64]]:
-        """Yield the row numbers that :meth:`read` would have the source read, call by call."""
+    def requests(self, positions: Positions, epochs: Epochs) -> Iterator[Request]:
+        """Yield the row numbers that :meth:`read` would have which source read, call by call."""
         ...
 
     def origins(self, positions: Positions, epochs: Epochs) -> Lineage:
@@ -101,8 +110,8 @@ class BatchesNode(Protocol):
         """Return rank ``shard[0]``'s rows of a batch, as columns."""
         ...
 
-    def requests(self, number: int, epoch: int, shard: tuple[int, int]) -> Iterator[npt.NDArray[np.int64]]:
-        """Yield the row numbers that :meth:`read` would have the source read, call by call."""
+    def requests(self, number: int, epoch: int, shard: tuple[int, int]) -> Iterator[Request]:
+        """Yield the row numbers that :meth:`read` would have which source read, call by call."""
         ...
 
     def origins(self, number: int, epoch: int, shard: tuple[int, int]) -> Lineage:
@@ -125,9 +134,9 @@ class SourceRows:
     number = SOURCE
     BLOCK_BYTES = 1 << 18  # a scratch that stays in the second-level cache while it is narrowed
 
-    def __init__(self, source: Any, final: bool, whole: bool) -> None:
+    def __init__(self, source: Any, final: bool, whole: bool, place: int = 0) -> None:
         self.length: int | None = len(source)
-        self._source = source
+        self._source, self._place = source, place
         self._final = final
         self._whole = whole  # functions are given the columns as they are, and may hand them on
         self._by_row = hasattr(source, "read")
@@ -175,14 +184,15 @@ class SourceRows:
                 guard.note(int(rows.ids[place]), rows.epoch_of(place), "the source", exc)
         return chosen_rows(rows, places, items)
 
-    def requests(self, positions: Positions, epochs: Epochs) -> Iterator[npt.NDArray[np.int64]]:
+    def requests(self, positions: Positions, epochs: Epochs) -> Iterator[Request]:
         """Yield what is asked of the source."""
-        yield np.arange(positions.start, positions.stop) if isinstance(positions, range) else positions
+        rows = np.arange(positions.start, positions.stop) if isinstance(positions, range) else positions
+        yield Request(self._place, rows)
 
     def origins(self, positions: Positions, epochs: Epochs) -> Lineage:
         """Return which source rows they are."""
         ids = np.arange(positions.start, positions.stop) if isinstance(positions, range) else positions
-        return Lineage.of(ids, epochs)
+        return Lineage.of(ids, epochs).numbered(self._place)
 
     def _gather(self, positions: Positions, ids: npt.NDArray[np.int64], slots: SlotPool) -> list[npt.NDArray[Any]]:
         memory = slots.prepared.get(self) or self._prepare(slots)
@@ -267,7 +277,7 @@ class OrderedRows:
             slots.sheet.lap(self.number)
         return self.before.read(*located, slots)
 
-    def requests(self, positions: Positions, epochs: Epochs) -> Iterator[npt.NDArray[np.int64]]:
+    def requests(self, positions: Positions, epochs: Epochs) -> Iterator[Request]:
         """Yield what is asked of the source."""
         return self.before.requests(*self._locate(positions, epochs))
 
@@ -286,7 +296,7 @@ class CalledRows:
     def read(self, positions: Positions, epochs: Epochs, slots: SlotPool) -> Rows:
         return call_rows(self.before.read(positions, epochs, slots), self._calls, slots.guard, slots.sheet)
 
-    def requests(self, positions: Positions, epochs: Epochs) -> Iterator[npt.NDArray[np.int64]]:
+    def requests(self, positions: Positions, epochs: Epochs) -> Iterator[Request]:
         """Yield what is asked of the source."""
         return self.before.requests(positions, epochs)
 
@@ -321,7 +331,7 @@ class CutRows:
             slots.sheet.columns(self.number, rows.columns)
         return rows
 
-    def requests(self, number: int, epoch: int, shard: tuple[int, int]) -> Iterator[npt.NDArray[np.int64]]:
+    def requests(self, number: int, epoch: int, shard: tuple[int, int]) -> Iterator[Request]:
         """Yield what is asked of the source."""
         return self.before.requests(self._cut(number, shard)[0], epoch)
 
@@ -387,7 +397,7 @@ class WindowRows:
         place = np.searchsorted(np.cumsum(counts), found.place, side="right")
         return Lineage(len(starts), place, found.source, found.row, found.epoch)
 
-    def requests(self, positions: Positions, epochs: Epochs) -> Iterator[npt.NDArray[np.int64]]:
+    def requests(self, positions: Positions, epochs: Epochs) -> Iterator[Request]:
         """Yield what is asked of the source."""
         _, _, wanted, per_row = self._wanted(positions, epochs)
         return self.before.requests(wanted, per_row)
@@ -417,7 +427,7 @@ class OrderedBatches:
     def read(self, number: int, epoch: int, shard: tuple[int, int], slots: SlotPool) -> Rows:
         return self.before.read(*self._located(number, epoch), shard, slots)
 
-    def requests(self, number: int, epoch: int, shard: tuple[int, int]) -> Iterator[npt.NDArray[np.int64]]:
+    def requests(self, number: int, epoch: int, shard: tuple[int, int]) -> Iterator[Request]:
         """Yield what is asked of the source."""
         return self.before.requests(*self._located(number, epoch), shard)
 
@@ -440,7 +450,7 @@ class CalledBatches:
     def read(self, number: int, epoch: int, shard: tuple[int, int], slots: SlotPool) -> Rows:
         return call_batches(self.before.read(number, epoch, shard, slots), self._calls, slots.sheet)
 
-    def requests(self, number: int, epoch: int, shard: tuple[int, int]) -> Iterator[npt.NDArray[np.int64]]:
+    def requests(self, number: int, epoch: int, shard: tuple[int, int]) -> Iterator[Request]:
         """Yield what is asked of the source."""
         return self.before.requests(number, epoch, shard)
 
@@ -493,7 +503,7 @@ class UncutRows:
             slots.sheet.columns(self.number, columns)
         return Rows(ids, inner, columns=columns)
 
-    def requests(self, positions: Positions, epochs: Epochs) -> Iterator[npt.NDArray[np.int64]]:
+    def requests(self, positions: Positions, epochs: Epochs) -> Iterator[Request]:
         """Yield what is asked of the source."""
         for epoch, number in self._wanted(positions, epochs)[3]:
             yield from self.before.requests(number, epoch, (0, 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from batchkit import stages as st
@@ -11,7 +12,7 @@ from batchkit.pipeline import Pipeline
 from batchkit.plan.calls import Call
 from batchkit.plan.rowwise import changes_number
 
-__all__ = ["Placed", "call_of", "named_after", "placed_stages", "planned_before"]
+__all__ = ["Numbering", "Placed", "call_of", "named_after", "placed_stages", "planned_before"]
 
 
 class Placed(NamedTuple):
@@ -28,11 +29,25 @@ class Placed(NamedTuple):
         return row or (isinstance(self.stage, st.Window) and self.stage.inside)
 
 
-def placed_stages(pipeline: Pipeline) -> list[Placed]:
-    """Return the stages of a pipeline; ``rebatch`` is ``unbatch`` and ``batch``."""
+@dataclass(slots=True)
+class Numbering:
+    """Counts stages, random stages and sources: those of a combination's parts in order, then what is behind it."""
+
+    stage: int = 0
+    ordinal: int = 0
+    source: int = 0
+
+
+def placed_stages(pipeline: Pipeline, numbering: Numbering | None = None) -> list[Placed]:
+    """Return the stages of a pipeline, counted on from ``numbering``; ``rebatch`` is ``unbatch`` and ``batch``."""
+    numbering = numbering or Numbering()
+    for part in pipeline.parts:
+        placed_stages(part, numbering)  # they are counted first
     placed: list[Placed] = []
-    ordinal = 0
-    for number, stage in enumerate(pipeline.stages):
+    for stage in pipeline.stages:
+        number, ordinal = numbering.stage, numbering.ordinal
+        numbering.stage += 1
+        numbering.ordinal += isinstance(stage, (st.RandomMap, st.Shuffle))
         if isinstance(stage, st.Rebatch):
             placed += [
                 Placed(st.Unbatch(), number, ordinal),
@@ -40,7 +55,6 @@ def placed_stages(pipeline: Pipeline) -> list[Placed]:
             ]
         else:
             placed.append(Placed(stage, number, ordinal))
-        ordinal += isinstance(stage, (st.RandomMap, st.Shuffle))
     return placed
 
 
@@ -55,7 +69,12 @@ def call_of(placed: Placed) -> Call:
 def named_after(calls: Sequence[Call]) -> str:
     """Return how a message names the last function that rows went through; empty without one."""
     functions = [call for call in calls if isinstance(call.stage, st.FunctionStage)]
-    return f", after {functions[-1].where}" if functions else ""
+    return after(functions[-1:])
+
+
+def after(calls: Sequence[Call]) -> str:
+    """Return how a message names the functions that rows come from: one, or behind a combination one a part."""
+    return f", after {' or '.join(call.where for call in calls)}" if calls else ""
 
 
 def planned_before(placed: list[Placed]) -> list[Placed]:

@@ -24,6 +24,7 @@ from batchkit.plan import nodes, walks
 from batchkit.plan.assembling import needed, unpacked
 from batchkit.plan.calls import Call, Rows, call_rows
 from batchkit.plan.chunks import ChunkPlan
+from batchkit.plan.combining import source_schema
 from batchkit.plan.cutting import cut_rows
 from batchkit.plan.lineage import Lineage
 from batchkit.plan.memory import FreshMemory
@@ -35,6 +36,8 @@ from batchkit.schema import LeafSpec, spec_of
 from batchkit.tree import Tree
 
 __all__ = ["FreshMemory", "Plan", "Step"]
+
+_LISTED = 24  # stages of parts that a state has a line each for
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ class Plan:
     @property
     def has_functions(self) -> bool:
         """Whether a user's function is called."""
-        return any(isinstance(stage, st.FunctionStage) for stage in self.pipeline.stages)
+        return any(isinstance(stage, st.FunctionStage) for stage in self.pipeline.all_stages)
 
     @property
     def varies(self) -> bool:
@@ -144,17 +147,17 @@ class Plan:
             exc.args = (f"epoch {step.epoch}, step {step.number}: {exc}",)
             raise
 
-    def requests(self, step: Step) -> list[npt.NDArray[np.int64]]:
-        """Return the row numbers that a step has the source read, call by call; reads nothing."""
+    def requests(self, step: Step) -> list[nodes.Request]:
+        """Return the row numbers that a step has which source read, call by call; reads nothing."""
         if self.batches is None:
             return [] if step.rows is None else list(self._asked(step.rows))
         return list(self.batches.requests(step.number, step.epoch, self.shard))
 
-    def _asked(self, rows: Rows) -> Iterator[npt.NDArray[np.int64]]:
+    def _asked(self, rows: Rows) -> Iterator[nodes.Request]:
         """Yield the row numbers that are read for rows which were cut."""
         given = needed(rows)[0] if self.packs is not None else rows
         if self.reader is None:
-            yield given.ids
+            yield nodes.Request(0, given.ids)
         elif given.places is not None:
             yield from self.reader.requests(given.places, given.epochs)
 
@@ -275,14 +278,14 @@ class Plan:
         return tree_.map_leaves(batch_spec, columns)
 
     def _plain_columns(self) -> bool:
-        return hasattr(self.pipeline.source, "schema") and all(
+        return source_schema(self.pipeline.source) is not None and all(
             type(stage) in (st.Select, st.Drop, st.Rename, st.Cast)
             for stage in self.pipeline.stages
             if isinstance(stage, st.ColumnStage)
         )
 
     def _static_schema(self) -> Tree:
-        schema = self.pipeline.source.schema
+        schema = source_schema(self.pipeline.source)
         for stage in self.pipeline.stages:
             if isinstance(stage, st.ColumnStage):
                 schema = stage.apply(schema)
@@ -293,11 +296,16 @@ class Plan:
         return tree_.map_leaves(lambda spec: LeafSpec(_unsized(spec.dtype), (self.rows_per_batch, *spec.shape)), schema)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return what a state must match: the data's fingerprint, and a line a stage. Reads at most a few rows."""
-        return {
-            "source": self.pipeline.source.fingerprint(),
-            "stages": [_shortened(stage.label) for stage in self.pipeline.stages],
-        }
+        """Return what a state must match: the data's fingerprint, and a line a stage. Reads at most a few rows.
+
+        Stages of the parts of a combination come first; many of them are one line together, since a state is small.
+        """
+        pipeline = self.pipeline
+        own = [_shortened(stage.label) for stage in pipeline.stages]
+        inner = [_shortened(stage.label) for part in pipeline.parts for stage in part.all_stages]
+        if len(inner) > _LISTED:
+            inner = [f"{len(inner)} stages of parts {_digest(repr(inner))}"]
+        return {"source": pipeline.source.fingerprint(), "stages": inner + own}
 
 
 def _unsized(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -305,6 +313,8 @@ def _unsized(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def _shortened(label: str, most: int = 60) -> str:
-    if len(label) <= most:
-        return label
-    return f"{label[: most - 13]}...{hashlib.blake2b(label.encode(), digest_size=5).hexdigest()}"
+    return label if len(label) <= most else f"{label[: most - 13]}...{_digest(label)}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=5).hexdigest()

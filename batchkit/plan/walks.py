@@ -28,7 +28,7 @@ from batchkit.plan.joining import joined
 from batchkit.plan.nodes import pad_columns
 from batchkit.plan.rowwise import call_batches, window_padded
 from batchkit.plan.step import Step
-from batchkit.stages.order import ENDLESS
+from batchkit.stages.order import ENDLESS, pass_epochs
 from batchkit.tree import Tree
 
 __all__ = [
@@ -299,7 +299,7 @@ class _Repeat:
     def _start(self, state: State) -> Walk | None:
         if self._flow.count is not None and self._which >= self._flow.count:
             return None
-        epoch = self._epoch * (self._flow.count or ENDLESS) + self._which
+        epoch = pass_epochs(self._epoch, self._which, self._flow.count or ENDLESS)
         return self._flow.before.walk(epoch, state, self._feeds)
 
     def pull(self, most: int) -> Any:

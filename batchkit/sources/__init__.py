@@ -8,6 +8,7 @@ from typing import Any
 
 from batchkit.functions import resolve_function
 from batchkit.sources.arrays import ArraySource
+from batchkit.sources.combined import Combination, Concat, Interleave, Mix, Zip
 from batchkit.sources.files import NpySource, NpzSource
 from batchkit.sources.generator import GeneratorSource
 from batchkit.sources.ragged import RaggedSource
@@ -17,13 +18,18 @@ from batchkit.sources.source import RowReader, Source
 __all__ = [
     "SOURCES",
     "ArraySource",
+    "Combination",
+    "Concat",
     "GeneratorSource",
+    "Interleave",
+    "Mix",
     "NpySource",
     "NpzSource",
     "RaggedSource",
     "RowReader",
     "SequenceSource",
     "Source",
+    "Zip",
 ]
 
 
@@ -33,6 +39,9 @@ def _sequence_from_config(fn: str, kwargs: dict[str, Any] | None = None) -> Sequ
 
 
 SOURCES: Mapping[str, Callable[..., Any]] = MappingProxyType(
-    {"npy": NpySource, "npz": NpzSource, "generator": GeneratorSource, "sequence": _sequence_from_config}
+    {
+        **{"npy": NpySource, "npz": NpzSource, "generator": GeneratorSource, "sequence": _sequence_from_config},
+        **{combination.kind: combination for combination in (Concat, Zip, Interleave, Mix)},
+    }
 )
 """What a config file may name as ``source: {kind: ...}``, and what is called with its other keys."""

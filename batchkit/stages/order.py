@@ -14,7 +14,7 @@ from batchkit.errors import PipelineError, PipelineTypeError
 from batchkit.random import Permutation
 from batchkit.stages.stage import Stage, at_least
 
-__all__ = ["Epochs", "OrderStage", "Positions", "Repeat", "Shuffle", "Skip", "Take"]
+__all__ = ["ENDLESS", "Epochs", "OrderStage", "Positions", "Repeat", "Shuffle", "Skip", "Take", "pass_epochs"]
 
 Positions: TypeAlias = "range | npt.NDArray[np.int64]"
 Epochs: TypeAlias = "int | npt.NDArray[np.int64]"
@@ -23,6 +23,7 @@ Locator: TypeAlias = Callable[[Positions, Epochs], tuple[Positions, Epochs]]
 ENDLESS = 1 << 32
 """How many passes an endless repeat() counts to one epoch, where a later take() ends the epoch."""
 
+_LARGEST = 1 << 62  # an epoch is below this
 _SHUFFLE = 1  # the first word of a shuffle's key; random maps have another
 
 
@@ -178,9 +179,9 @@ class Repeat(OrderStage):
                 which = positions.start // before
                 if (positions.stop - 1) // before == which:
                     start = positions.start - which * before
-                    return range(start, start + len(positions)), epochs * passes + which
+                    return range(start, start + len(positions)), pass_epochs(epochs, which, passes)
             numbers = np.asarray(positions, np.int64)
-            return numbers % max(before, 1), np.asarray(epochs) * passes + numbers // max(before, 1)
+            return numbers % max(before, 1), pass_epochs(epochs, numbers // max(before, 1), passes)
 
         return locate
 
@@ -224,6 +225,27 @@ class Skip(OrderStage):
             return positions + shift, epochs
 
         return locate
+
+
+def pass_epochs(epochs: Epochs, turns: Any, passes: int = ENDLESS) -> Any:
+    """Return which epoch of what is before each pass of an epoch is: ``epoch * passes + turn``.
+
+    Where that would be too large, because the epochs are themselves of such passes, they are hashed first.
+
+    >>> pass_epochs(2, 1, 3), pass_epochs(np.array([0, 2]), np.array([2, 1]), 3).tolist()
+    (7, [2, 7])
+    """
+    most = _LARGEST // passes
+    if isinstance(epochs, int):
+        return (epochs * passes if epochs < most else int(_hashed(np.array([epochs]))[0])) + turns
+    return np.where(epochs < most, epochs * passes, _hashed(epochs)) + turns
+
+
+def _hashed(epochs: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return other numbers below 2**60 for large ones."""
+    word = epochs.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    word = (word ^ (word >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+    return ((word ^ (word >> np.uint64(32))) >> np.uint64(4)).astype(np.int64)
 
 
 def _same(positions: Positions, epochs: Epochs) -> tuple[Positions, Epochs]:
