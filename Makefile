@@ -2,6 +2,7 @@
 # make test         run the tests and the doctests
 # make test-wheels  run the tests once more against built wheels, outside the source tree
 # make lint         ruff, strict mypy, import-linter
+# make fuzz         random pipelines and damaged states, ten times as many as make test tries; takes about half an hour
 # make soak         load for five minutes while workers are killed; nothing may be lost or doubled
 # make bench        measure batchkit against its peers (benchmarks/README.md)
 # make install      only set up .venv; the targets above do it themselves
@@ -23,10 +24,10 @@ WHEELS := .wheels
 # What the tests read of the source tree; the packages themselves come from the wheels.
 TREE := pyproject.toml conftest.py README.md tests docs examples
 # Tests that take long and show nothing of the packaging.
-LONG := $(foreach name,executors executors_bytes executors_ends executors_faults portable soak,--ignore=tests/test_$(name).py)
+LONG := $(foreach name,executors executors_bytes executors_ends executors_faults killed pipelines portable soak state_fuzz,--ignore=tests/test_$(name).py)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-wheels lint soak bench clean
+.PHONY: help install demo test test-wheels lint fuzz soak bench clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
@@ -82,6 +83,9 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+fuzz: $(INSTALLED)
+	@$(BIN)/python -m pytest --hypothesis-profile=fuzz --timeout=0 tests/test_pipelines.py tests/test_state_fuzz.py $(ARGS)
+
 soak: $(INSTALLED)
 	@$(BIN)/python tests/soak.py $(ARGS)
 
@@ -89,6 +93,7 @@ bench: $(INSTALLED_PEERS)
 	@$(BIN)/python benchmarks/foundation.py $(ARGS)
 	@$(BIN)/python benchmarks/techniques.py $(ARGS)
 	@$(BIN)/python benchmarks/engine.py $(ARGS)
+	@$(BIN)/python benchmarks/sequences.py $(ARGS)
 	@$(BIN)/python benchmarks/transforms.py $(ARGS)
 	@$(BIN)/python benchmarks/autotune.py $(ARGS)
 

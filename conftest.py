@@ -19,6 +19,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 # A deadline would measure how busy the machine is. Under CI the examples are the same every time.
 settings.register_profile("batchkit", deadline=None, derandomize="CI" in os.environ)
+# `make fuzz` asks for this one: ten times as many examples, and other ones every time.
+settings.register_profile("fuzz", deadline=None, max_examples=1000, print_blob=True)
 settings.load_profile("batchkit")
 
 

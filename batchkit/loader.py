@@ -19,7 +19,7 @@ from batchkit.executors import AutoExecutor, Executor, InlineExecutor, Run, Sett
 from batchkit.iteration import BatchIterator, Cursor, Delivery, Work
 from batchkit.likeness import Likeness
 from batchkit.pipeline import Pipeline
-from batchkit.plan import ChunkPlan, Feeds, Plan, Step, compile
+from batchkit.plan import ChunkPlan, Feeds, Plan, Step, compile, static_shapes
 from batchkit.plugins import Plugins, installed
 from batchkit.report import Statistics, stage_names, text
 from batchkit.resources import size_in_bytes
@@ -204,13 +204,29 @@ class Loader:
             BackendError: the framework has nothing for a leaf's dtype.
         """
         if self._schema is None:
-            leaves, treedef = tree_.flatten(self.plan.schema())
-            specs = [
-                LeafSpec(self._slots.host_dtype(path, spec.dtype), spec.shape)
-                for path, spec in zip(tree_.paths(treedef), leaves, strict=True)
-            ]
-            self._schema = tree_.unflatten(treedef, specs)
+            self._schema = self._hosted(self.plan.schema())
         return self._schema
+
+    def _hosted(self, schema: Tree) -> Tree:
+        """Return a schema with the dtypes that the backend wants."""
+        leaves, treedef = tree_.flatten(schema)
+        specs = [
+            LeafSpec(self._slots.host_dtype(path, spec.dtype), spec.shape)
+            for path, spec in zip(tree_.paths(treedef), leaves, strict=True)
+        ]
+        return tree_.unflatten(treedef, specs)
+
+    @property
+    def shapes(self) -> tuple[Tree, ...]:
+        """The schema of every shape that a batch can have, as the backend gets it: a jitted step compiles once each.
+
+        Known beforehand where shapes are static: with ``remainder="pad"`` or ``"drop"``, ``padded_batch(length=...)``,
+        ``bucket_batch`` and ``pack``. Functions are tried on the first row.
+
+        Raises:
+            SchemaError: the shapes depend on the data; names the stage and the mend.
+        """
+        return tuple(map(self._hosted, static_shapes(self.plan)))
 
     @property
     def narrowing(self) -> Mapping[str, tuple[np.dtype[Any], np.dtype[Any]]]:

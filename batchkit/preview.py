@@ -10,15 +10,17 @@ import numpy as np
 from batchkit import stages as st
 from batchkit import tree as tree_
 from batchkit.errors import BatchkitError, SchemaError, StageError
+from batchkit.lengths import joined
+from batchkit.packing import Packed, packed_columns, packed_lengths
 from batchkit.padding import fresh, padded_rows
 from batchkit.random import RowRandom, ScalarRandom
 from batchkit.schema import LeafSpec, common_schema, describe, spec_tree
-from batchkit.sources import Combination, Zip
+from batchkit.sources import Combination, GeneratorSource, Zip
 from batchkit.sources.stacking import normalise_row, stack_rows
 from batchkit.stages import Stage
 from batchkit.tree import Tree
 
-__all__ = ["Preview", "lines", "preview"]
+__all__ = ["Preview", "first_row", "lines", "preview"]
 
 
 class Preview(NamedTuple):
@@ -26,6 +28,8 @@ class Preview(NamedTuple):
 
     schema: Tree | None
     problem: BatchkitError | None = None
+    columns: bool = False
+    """Whether it is behind a ``batch``."""
 
 
 def preview(source: Any, stages: Iterable[Stage]) -> list[Preview]:
@@ -35,6 +39,28 @@ def preview(source: Any, stages: Iterable[Stage]) -> list[Preview]:
     generator no row is asked for, and an empty source has none.
     """
     return _tried(source, list(stages))[0]
+
+
+def first_row(source: Any, stages: Iterable[Stage]) -> Tree | None:
+    """Return what the stages make of the first row; ``None`` if there is none. Of a generator it is pulled.
+
+    Raises:
+        BatchkitError: reading the row or one of the functions failed.
+    """
+    stages = list(stages)
+    if isinstance(source, GeneratorSource):
+        item = next(iter(source.open()), None)
+        if item is None:
+            return None
+        tree, columns = normalise_row(item, "row 0"), source.batched
+        for stage in stages:
+            tree, columns = _after(stage, tree, columns)
+    else:
+        shown, tree = _tried(source, stages)
+        if shown[-1].problem is not None:
+            raise shown[-1].problem
+        columns = shown[-1].columns
+    return tree_.map_leaves(lambda leaf: leaf[0], tree) if columns and tree is not None else tree
 
 
 def _tried(source: Any, stages: list[Stage]) -> tuple[list[Preview], Tree | None]:
@@ -48,7 +74,7 @@ def _tried(source: Any, stages: list[Stage]) -> tuple[list[Preview], Tree | None
         columns = False
         for stage in stages:
             tree, columns = _after(stage, tree, columns)
-            shown.append(Preview(_row_schema(tree, columns)))
+            shown.append(Preview(_row_schema(tree, columns), columns=columns))
     except BatchkitError as exc:
         return shown + [Preview(None, exc)] * (len(stages) + 1 - len(shown)), None
     return shown, tree
@@ -128,6 +154,10 @@ def _first_row(source: Any) -> Tree:
 
 
 def _after(stage: Stage, tree: Tree, columns: bool) -> tuple[Tree, bool]:
+    if isinstance(stage, st.BucketBatch):
+        bound = None if stage.bounds is None else stage.bounds[-1]
+        tree = padded_rows(stage.padding(bound), [tree], [0], "", fresh)
+        return (st.with_mask(tree, np.ones(1, bool)) if stage.remainder == "pad" else tree), True
     if isinstance(stage, st.Batch):
         if isinstance(stage, st.PaddedBatch):
             tree = padded_rows(stage, [tree], [0], "", fresh)
@@ -138,6 +168,8 @@ def _after(stage: Stage, tree: Tree, columns: bool) -> tuple[Tree, bool]:
         return (st.with_mask(tree, np.ones(1, bool)) if stage.remainder == "pad" else tree), True
     if isinstance(stage, st.Unbatch):
         return tree_.map_leaves(lambda leaf: leaf[0], tree), False
+    if isinstance(stage, st.Pack):
+        return _packed(stage, tree), columns
     if isinstance(stage, st.Window):
         return _windowed(stage, tree), columns
     if isinstance(stage, st.FlatMap):
@@ -145,6 +177,17 @@ def _after(stage: Stage, tree: Tree, columns: bool) -> tuple[Tree, bool]:
     if isinstance(stage, st.FunctionStage):
         return (tree if isinstance(stage, st.Filter) else _called(stage, tree, columns)), columns
     return (stage.apply(tree) if isinstance(stage, st.ColumnStage) else tree), columns
+
+
+def _packed(stage: st.Pack, tree: Tree) -> Tree:
+    rows = joined([tree], [0])
+    ids = np.zeros(1, np.int64)
+    lengths = np.minimum(
+        packed_lengths(stage, rows, None, ids), stage.limits[0] if stage.leaves is None else stage.limits
+    )
+    stops = np.asarray(lengths, np.int64).reshape(1, -1)
+    packed = Packed(np.array([0, 1]), ids, ids, stops)
+    return tree_.map_leaves(lambda leaf: leaf[0], packed_columns(stage, rows, packed, ids, "", fresh))
 
 
 def _windowed(stage: st.Window, tree: Tree) -> Tree:

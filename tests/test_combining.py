@@ -691,7 +691,6 @@ def test_what_cannot_be_right_is_refused_when_it_is_made(make: Any, error: type[
         (lambda p: bk.zip([p, p.repeat()]), "unequal numbers of rows (0: 3, 1: endless)"),
         (lambda p: bk.concat([p.repeat(), p]), "part 0 is endless"),
         (lambda p: bk.mix([p, p.take(0)], [1, 1], stop="all"), "part 1 has no rows"),
-        (lambda p: bk.concat([p, bk.from_generator(lambda: iter([]))]), "concat(): part 1 is a generator"),
     ],
 )
 def test_what_cannot_be_right_is_refused_when_it_is_compiled(make: Any, said: str) -> None:

@@ -23,12 +23,12 @@ from batchkit.plan.lineage import Lineage
 from batchkit.plan.nodes import Request, RowsNode, SlotPool
 from batchkit.plan.scattering import Scattered, scattered_rows
 from batchkit.schema import common_schema
-from batchkit.sources import Combination, GeneratorSource, Zip
+from batchkit.sources import Combination, Zip
 from batchkit.sources.stacking import split_rows
 from batchkit.stages.order import Epochs, Positions, pass_epochs
 from batchkit.tree import Tree
 
-__all__ = ["PartRows", "PartedRows", "ZipRows", "known_schema", "refuse_unnumbered", "source_schema"]
+__all__ = ["PartRows", "PartedRows", "ZipRows", "known_schema", "source_schema"]
 
 I64: TypeAlias = "npt.NDArray[np.int64]"
 
@@ -250,19 +250,6 @@ def _read(node: RowsNode, positions: Positions, epochs: Epochs, slots: SlotPool)
     ids = np.concatenate([np.empty(0, np.int64), *(one.ids for one in ones)])
     turns = np.array([one.epoch_of(0) for one in ones], np.int64)
     return Rows(ids, turns, items=[item for one in ones for item in _items(one)]), np.array(kept, np.int64)
-
-
-def refuse_unnumbered(source: Any, kind: str, name: str) -> None:
-    """Make sure that the rows of a part can be read by number, and that it is known how many there are.
-
-    Raises:
-        PipelineError: they cannot; names the part and the mend.
-    """
-    if isinstance(source, GeneratorSource):
-        raise PipelineError(
-            f"{kind}(): part {name} is a generator, whose rows have no numbers, and {kind}() reads rows by number. Put "
-            "them in a list and use from_sequence(), or combine them inside the generator"
-        )
 
 
 def known_schema(source: Any, stages: Sequence[st.Stage]) -> Tree | None:

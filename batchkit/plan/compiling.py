@@ -7,11 +7,11 @@ from typing import Any
 from batchkit import stages as st
 from batchkit.errors import PipelineError, PipelineTypeError
 from batchkit.pipeline import Pipeline
-from batchkit.plan.flows import compile_chunks, compile_flow, numbered_stages
+from batchkit.plan.flows import compile_chunks, compile_flow, numbered_source, numbered_stages
 from batchkit.plan.indexed import indexed_nodes
 from batchkit.plan.placing import Placed, after, call_of, placed_stages, planned_before
 from batchkit.plan.plan import Plan
-from batchkit.sources import Combination, GeneratorSource
+from batchkit.sources import Combination
 from batchkit.stages.stage import whole
 
 __all__ = ["check_shard", "compile"]
@@ -53,7 +53,7 @@ def compile(pipeline: Pipeline, shard: tuple[int, int] = (0, 1)) -> Plan:
         raise PipelineError("the pipeline ends in rows, and a loader hands out batches: add .batch(size)")
     _check_pads(pipeline, shard[1])
     placed = placed_stages(pipeline)
-    if isinstance(pipeline.source, GeneratorSource):
+    if not numbered_source(pipeline.source):
         return compile_flow(pipeline, shard, placed, 0)
     placed = planned_before(placed)
     numbered = numbered_stages(placed)

@@ -18,13 +18,24 @@ from batchkit.plan.chunks import ChunkPlan
 from batchkit.plan.indexed import indexed_nodes
 from batchkit.plan.lengths import all_lengths, known_lengths, lengths_of, row_schema
 from batchkit.plan.memory import FreshMemory
-from batchkit.plan.placing import Placed, batched, behind, call_of, named_after, refuse_shuffle
+from batchkit.plan.parted import PartedFlow, ZipFlow
+from batchkit.plan.placing import (
+    Numbering,
+    Placed,
+    batched,
+    behind,
+    call_of,
+    named_after,
+    placed_stages,
+    planned_before,
+    refuse_shuffle,
+)
 from batchkit.plan.plan import Plan
 from batchkit.plan.rowwise import changes_number
 from batchkit.plan.streams import StreamFlow
-from batchkit.sources import GeneratorSource
+from batchkit.sources import Combination, GeneratorSource, Zip
 
-__all__ = ["compile_chunks", "compile_flow", "numbered_stages"]
+__all__ = ["compile_chunks", "compile_flow", "numbered_source", "numbered_stages"]
 
 CHUNK = 256
 """How many rows a chunk has where no batch size says what is wanted."""
@@ -49,6 +60,34 @@ def numbered_stages(placed: Sequence[Placed]) -> int:
     return len(placed)
 
 
+def numbered_source(source: Any) -> bool:
+    """Whether the rows of a source, of all parts if it is a combination, have numbers."""
+    if not isinstance(source, Combination):
+        return not isinstance(source, GeneratorSource)
+    return all(
+        numbered_source(part.source) and numbered_stages(placed := placed_stages(part)) == len(placed)
+        for part in source.parts
+    )
+
+
+def _parted(source: Combination, numbering: Numbering) -> Any:
+    """Compile a combination of parts some of which have rows without numbers."""
+    numbering = dataclasses.replace(numbering)
+    flows = []
+    for part in source.parts:
+        start = dataclasses.replace(numbering)
+        placed = placed_stages(part, numbering)
+        first = 0
+        if numbered_source(part.source):
+            placed = planned_before(placed)
+            first = numbered_stages(placed)
+        compiler = _Compiler(part, placed, first, start)
+        for place in range(first, len(placed)):
+            compiler.add(place)
+        flows.append(compiler.rows())
+    return ZipFlow(source, flows) if isinstance(source, Zip) else PartedFlow(source, flows)
+
+
 def compile_chunks(pipeline: Pipeline) -> ChunkPlan:
     """Compile what an executor computes chunks by, from the pipeline that ends in a ``Chunk``."""
     *stages, chunk = pipeline.stages
@@ -58,7 +97,7 @@ def compile_chunks(pipeline: Pipeline) -> ChunkPlan:
     if chunk.carried:
         return ChunkPlan(pipeline, None, calls, named_after(calls))
     first = numbered_stages(placed)
-    found = indexed_nodes(pipeline.source, placed[:first], final=False)
+    found = indexed_nodes(pipeline.source, placed[:first], final=False, numbering=Numbering(*chunk.start))
     if found.batches is not None:
         return ChunkPlan(pipeline, found.batches, (), named_after(calls), cut=True)
     return ChunkPlan(pipeline, found.rows, [call_of(one) for one in placed[first:]], named_after(calls))
@@ -70,7 +109,7 @@ def compile_flow(pipeline: Pipeline, shard: tuple[int, int], placed: list[Placed
     Raises:
         PipelineError: a stage cannot do its work there.
     """
-    compiler = _Compiler(pipeline, placed, numbered)
+    compiler = _Compiler(pipeline, placed, numbered, Numbering())
     for place in range(numbered, len(placed)):
         compiler.add(place)
     cut = compiler.last_cut
@@ -102,8 +141,8 @@ def compile_flow(pipeline: Pipeline, shard: tuple[int, int], placed: list[Placed
 class _Compiler:
     """Takes up one stage after the other."""
 
-    def __init__(self, pipeline: Pipeline, placed: list[Placed], numbered: int) -> None:
-        self._pipeline, self._placed, self._numbered = pipeline, placed, numbered
+    def __init__(self, pipeline: Pipeline, placed: list[Placed], numbered: int, numbering: Numbering) -> None:
+        self._pipeline, self._placed, self._numbered, self._start = pipeline, placed, numbered, numbering
         self._last_uncut = max((n for n, one in enumerate(placed) if isinstance(one.stage, st.Unbatch)), default=-1)
         self._pending: list[Placed] = []
         self.late: list[Call] = []
@@ -122,7 +161,10 @@ class _Compiler:
         if isinstance(source, GeneratorSource):
             self.flow: Any = StreamFlow(source)
             return
-        found = indexed_nodes(source, placed[:numbered], final=False)
+        if not numbered_source(source):
+            self.flow = _parted(source, numbering)
+            return
+        found = indexed_nodes(source, placed[:numbered], final=False, numbering=dataclasses.replace(numbering))
         self._read = False
         self.reader = found.rows if found.batches is None else None
         self.endless = found.length is None
@@ -130,6 +172,11 @@ class _Compiler:
         self.flow = walks.PositionsFlow(found.length)
         if found.batches is not None:  # a batch, made smaller by a filter, is a chunk
             self._compute([], 1)
+
+    def rows(self) -> Any:
+        """Return the flow of the rows in the end, computed."""
+        self._computed()
+        return self.flow
 
     def add(self, place: int) -> None:
         """Take up the stage at a place."""
@@ -242,7 +289,10 @@ class _Compiler:
         carried = self._read
         source: Any = GeneratorSource(_nothing) if carried else self._pipeline.source
         stages = pending if carried else [*self._placed[: self._numbered], *pending]
-        chunk = st.Chunk(size, tuple(one.number for one in stages), tuple(one.ordinal for one in stages), carried)
+        start = (0, 0) if carried else (self._start.stage, self._start.ordinal)
+        chunk = st.Chunk(
+            size, tuple(one.number for one in stages), tuple(one.ordinal for one in stages), carried, start
+        )
         plan = compile_chunks(Pipeline(source, (*(one.stage for one in stages), chunk)))
         fewer = [one for one in pending if changes_number(one.stage)]
         name = f"stage {fewer[-1].number} {fewer[-1].stage.label}" if fewer else "a stage"

@@ -11,7 +11,7 @@ from batchkit import stages as st
 from batchkit.errors import PipelineError
 from batchkit.plan import nodes
 from batchkit.plan.calls import Call
-from batchkit.plan.combining import PartedRows, PartRows, ZipRows, refuse_unnumbered, source_schema
+from batchkit.plan.combining import PartedRows, PartRows, ZipRows, source_schema
 from batchkit.plan.placing import Numbering, Placed, after, call_of, placed_stages
 from batchkit.sources import Combination, Zip
 
@@ -103,7 +103,6 @@ def source_nodes(source: Any, numbering: Numbering, final: bool, whole: bool) ->
         return Indexed(node, node.length, by_row=hasattr(source, "read"))
     made, parts = [], []
     for name, part in zip(source.names, source.parts, strict=True):
-        refuse_unnumbered(part.source, source.kind, name)
         start = dataclasses.replace(numbering)
         placed = placed_stages(part, numbering)
         its = source_nodes(part.source, start, False, whole and isinstance(source, Zip))

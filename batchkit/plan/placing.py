@@ -11,6 +11,7 @@ from batchkit.errors import PipelineError
 from batchkit.pipeline import Pipeline
 from batchkit.plan.calls import Call
 from batchkit.plan.rowwise import changes_number
+from batchkit.sources import Combination, GeneratorSource
 
 __all__ = ["Numbering", "Placed", "call_of", "named_after", "placed_stages", "planned_before"]
 
@@ -126,7 +127,9 @@ def refuse_shuffle(stage: st.Shuffle, behind: str) -> PipelineError:
 
 def behind(placed: Sequence[Placed], source: Any) -> str:
     """Return what message names as the reason why rows have no numbers."""
-    if not hasattr(source, "__len__"):
+    if isinstance(source, GeneratorSource):
         return "a generator"
+    if isinstance(source, Combination):
+        return f"{source.kind}() of parts whose rows have no numbers"
     found = [f"stage {one.number} {one.stage.label}" for one in placed if changes_number(one.stage) or not one.called]
     return found[-1] if found else "this"

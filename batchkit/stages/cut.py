@@ -154,6 +154,8 @@ class Chunk(Stage):
     numbers: tuple[int, ...]
     ordinals: tuple[int, ...]
     carried: bool = False
+    start: tuple[int, int] = (0, 0)
+    """How many stages and random stages come before the pipeline in a combination that it is part of."""
 
 
 def _check_remainder(verb: str, remainder: Any) -> None:
