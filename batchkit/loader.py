@@ -14,7 +14,7 @@ import numpy as np
 from batchkit import tree as tree_
 from batchkit.backends import Backend, NumpyBackend, Stager
 from batchkit.buffers import NARROW, Slots, keep_freed_memory
-from batchkit.errors import BackendError, PipelineError, StateError, nearest
+from batchkit.errors import BackendError, PipelineError, PipelineTypeError, StateError, nearest
 from batchkit.executors import AutoExecutor, Executor, InlineExecutor, Run, Setting
 from batchkit.iteration import BatchIterator, Cursor, Delivery, Work
 from batchkit.likeness import Likeness
@@ -64,6 +64,9 @@ class Loader:
         on_error: ``"raise"``, or ``"skip"`` or :class:`~batchkit.Skip` to leave out rows that
             cannot be read or whose function fails, up to a budget. Such a row makes its batch
             smaller, or is masked under ``remainder="pad"``.
+        lineage: whether every batch says which source rows it holds: a leaf ``"lineage"`` (of a batch that is no dict:
+            a last part) of int64 vectors ``place`` (row of the batch), ``source`` (0 unless pipelines are combined),
+            ``row`` and ``epoch`` (the pass over the source), one entry for each source row.
         plugins: local plugins, by file (``"./my_plugin.py"``) or module name.
 
     Raises:
@@ -86,6 +89,7 @@ class Loader:
         narrow: str = "checked",
         timeout: float | None = None,
         on_error: str | Skip | Mapping[str, Any] = "raise",
+        lineage: bool = False,
         plugins: Sequence[str] | Plugins = (),
     ) -> None:
         self._options: dict[str, Any] = {
@@ -100,6 +104,7 @@ class Loader:
             "narrow": narrow,
             "timeout": timeout,
             "on_error": on_error,
+            "lineage": lineage,
             "plugins": plugins,
         }
         if narrow not in NARROW:
@@ -108,7 +113,10 @@ class Loader:
             )
         if prefetch != "auto":
             prefetch = at_least(prefetch, "prefetch", 0)
-        self.plan: Plan = compile(pipeline, shard)
+        if not isinstance(lineage, bool):
+            raise PipelineTypeError(f"lineage must be True or False, not {lineage!r}")
+        plan = compile(pipeline, shard)
+        self.plan: Plan = plan.with_lineage() if lineage else plan
         known = plugins if isinstance(plugins, Plugins) else installed().with_local(plugins) if plugins else installed()
         self.backend: Backend = known.backend(backend) if isinstance(backend, str) else _checked_backend(backend)
         self.device = self.backend.device(device)

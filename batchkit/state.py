@@ -15,6 +15,8 @@ from batchkit.errors import StateError
 __all__ = ["STATE_VERSION", "checked_cursor", "packed_walk", "unpacked_walk"]
 
 STATE_VERSION = 1
+GREATEST = 2**53
+"""The greatest number that every reader of JSON takes as it is."""
 
 
 def packed_walk(epoch: int, step: int, walk: Any) -> dict[str, Any]:
@@ -94,6 +96,8 @@ def checked_cursor(state: Any, fingerprint: Mapping[str, Any]) -> tuple[int, int
     for key in ("epoch", "step"):
         if type(state[key]) is not int or state[key] < 0:
             raise StateError(f"the state's {key} is {state[key]!r}, not a whole number of at least 0: it is damaged")
+        if state[key] > GREATEST:
+            raise StateError(f"the state's {key} is {state[key]}, more than there can be: it is damaged")
     theirs = state["pipeline"]
     if not isinstance(theirs, Mapping) or not isinstance(theirs.get("stages"), Iterable):
         raise StateError("the state's pipeline is damaged: it should hold 'source' and 'stages'")

@@ -267,3 +267,75 @@ def test_the_rows_of_combined_pipelines_are_told_apart_by_source(shape: str) -> 
         for place in range(len(sides[0]["row"])):
             expected = [(int(side["source"][place]), int(side["row"][place])) for side in sides]
             assert [(origin.source, origin.row) for origin in found.at(place)] == expected
+
+
+# --- the lineage that a loader adds to its batches
+
+
+def told(part: int, count: int, lengths: Any = None) -> bk.Pipeline:
+    """Rows that say where they are from."""
+    if lengths is None:
+        return bk.from_arrays({"source": np.full(count, part), "row": np.arange(count)})
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    rows = np.repeat(np.arange(count), lengths)
+    return bk.from_ragged({"source": np.full(len(rows), part), "row": rows}, offsets)
+
+
+def generated(count: int) -> bk.Pipeline:
+    return bk.from_generator(lambda: ({"source": 0, "row": i} for i in range(count)))
+
+
+TOLD: dict[str, Callable[[], bk.Pipeline]] = {
+    "indexed": lambda: told(0, 20).shuffle(1).repeat(2).batch(6),
+    "padded": lambda: told(0, 20).batch(6, remainder="pad"),
+    "filtered": lambda: told(0, 40).shuffle(1).filter(lambda row: bool(row["row"] % 3)).batch(6),
+    "batch filter": lambda: told(0, 40).batch(8).filter(lambda batch: batch["row"] % 3 > 0),
+    "rebatched": lambda: told(0, 40).batch(8).filter(lambda batch: batch["row"] % 3 > 0).rebatch(5),
+    "flat_map": lambda: told(0, 20).flat_map(lambda row: [row] * int(row["row"] % 3)).shuffle(1, window=7).batch(4),
+    "generator": lambda: generated(30).filter(lambda row: bool(row["row"] % 2)).batch(4),
+    "filtered mix": lambda: bk.mix([told(0, 20), told(1, 30)], [1, 2]).filter(lambda row: row["row"] > 3).batch(5),
+    "mix of filtered": lambda: bk.mix([told(0, 20).filter(lambda row: True), told(1, 30)], [1, 2], stop="all").batch(5),
+    "concat with a generator": lambda: bk.concat([generated(9), told(1, 12).shuffle(2)]).batch(5),
+    "packed": lambda: told(0, 60, np.arange(60) % 9).shuffle(1).pack(16).batch(3),
+    "packed, read": lambda: told(0, 60, np.arange(60) % 9).filter(lambda row: True).pack(16).batch(3),
+    "buckets": lambda: told(0, 60, np.arange(60) % 9 + 1).shuffle(1).bucket_batch(4, boundaries=[3, 9], pad_value=-1),
+    "windows": lambda: told(0, 20).window(3, 2).batch(4),
+}
+
+
+@pytest.mark.parametrize("executor", ["inline", "threads", "processes"])
+@pytest.mark.parametrize("shard", [(0, 1), (1, 3)])
+@pytest.mark.parametrize("name", TOLD)
+def test_every_batch_says_which_rows_it_holds(name: str, shard: tuple[int, int], executor: str) -> None:
+    if executor == "processes" and shard != (0, 1):
+        shard = (0, 1)
+    if name == "padded":
+        shard = (shard[0], min(shard[1], 2))
+    workers: dict[str, Any] = {} if executor == "inline" else {"workers": 1}
+    seen = 0
+    with bk.Loader(TOLD[name](), lineage=True, shard=shard, executor=executor, **workers) as loader:
+        for batch in loader:
+            lineage = batch["lineage"]
+            said: list[set[tuple[int, int]]] = [set() for _ in range(len(batch["row"]))]
+            for place, source, row in zip(lineage["place"], lineage["source"], lineage["row"], strict=True):
+                said[place].add((int(source), int(row)))
+            for place in range(len(batch["row"])):
+                rows, sources = np.ravel(batch["row"][place]), np.ravel(batch["source"][place])
+                real = rows >= 0
+                if "segment_ids" in batch:
+                    real = batch["segment_ids"][place] > 0
+                if "mask" in batch and not batch["mask"][place]:
+                    real = np.zeros(1, bool)
+                assert said[place] == set(zip(sources[real].tolist(), rows[real].tolist(), strict=True))
+                seen += len(said[place])
+    assert seen > 3
+
+
+def test_lineage_that_is_not_known_is_refused_with_the_stage() -> None:
+    with pytest.raises(bk.PipelineError, match=r"lineage=True: window\(length=3\)"):
+        bk.Loader(generated(9).window(3).batch(2), lineage=True)
+    zipped = bk.zip({"a": generated(9), "b": generated(9)}).batch(2)
+    with pytest.raises(bk.PipelineError, match=r"lineage=True: a zip\(\)"):
+        bk.Loader(zipped, lineage=True)
+    with pytest.raises(bk.SchemaError, match="adds a leaf 'lineage'"):
+        next(iter(bk.Loader(told(0, 9).rename(row="lineage").batch(3), lineage=True)))

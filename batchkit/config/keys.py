@@ -137,6 +137,7 @@ LOADER: Keys = MappingProxyType(
             "What becomes of rows that fail: an error, or left out: skip, or {budget: 0.01, log: skipped.jsonl}.",
             default="raise",
         ),
+        "lineage": Key(bool, "Whether every batch says which source rows it holds.", default=False),
     }
 )
 """The options of a Loader."""

@@ -92,7 +92,7 @@ class PlannedWork:
 
     def __init__(self, plan: Plan, backend: Any, skips: bool) -> None:
         self._skips = skips
-        self._shard = plan.shard
+        self._shard, self._lineage = plan.shard, getattr(plan, "lineage", False)
         self._facts = (backend.name, backend.alignment, getattr(backend, "widening", ""))
         self._pipeline = plan.sent.with_sources(_stand_in)
 
@@ -100,6 +100,8 @@ class PlannedWork:
         """Get ready, in the worker."""
         keep_freed_memory()
         self._plan = compile(self._pipeline, self._shard)
+        if self._lineage:
+            self._plan = self._plan.with_lineage()
         self._slots = ArenaSlots(RemoteBackend(*self._facts, lambda leaf, dtype: _asked(channel, leaf, dtype)))
         self._slots.guard = Guard() if self._skips else None
         self._probes = PROBED

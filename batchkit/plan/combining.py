@@ -137,6 +137,20 @@ class PartedRows:
             raised = ids + self._shifts[part]
         return np.where(ids < 0, ids, raised)  # rows that only fill a batch up have none
 
+    def told_apart(self, ids: I64) -> tuple[I64, I64]:
+        """Return the part of every id, and its id there."""
+        if self._shifts is None:
+            part, own = ids % len(self._parts), ids // len(self._parts)
+        else:
+            shifts = np.array(self._shifts, np.int64)
+            part = np.searchsorted(shifts, np.maximum(ids, 0), side="right") - 1
+            own = ids - shifts[part]
+        return np.where(ids < 0, 0, part), np.where(ids < 0, ids, own)
+
+    def part(self, which: int) -> RowsNode:
+        """Return what reads a part."""
+        return self._parts[which].node
+
     def _joined(self, found: list[Scattered], slots: SlotPool) -> Rows:
         count = sum(len(part.rows.ids) for part in found)
         kept = np.sort(np.concatenate([part.places for part in found]))

@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Lineage", "Origin"]
+from batchkit.errors import SchemaError
+
+__all__ = ["Lineage", "Origin", "with_lineage"]
 
 Vector = npt.NDArray[np.int64]
 
@@ -120,3 +122,19 @@ def _columns(parts: Sequence[Lineage]) -> tuple[Vector, Vector, Vector]:
         np.concatenate([part.row for part in parts]),
         np.concatenate([part.epoch for part in parts]),
     )
+
+
+def with_lineage(columns: Any, lineage: Lineage) -> Any:
+    """Return the columns of a batch with the lineage added: a dict's key ``"lineage"``, else a tuple's last part.
+
+    Raises:
+        SchemaError: there is a leaf of that name already.
+    """
+    added = {name: getattr(lineage, name) for name in ("place", "source", "row", "epoch")}
+    if isinstance(columns, dict):
+        if "lineage" in columns:
+            raise SchemaError("lineage=True adds a leaf 'lineage', but there is one: rename it, .rename(lineage='...')")
+        return {**columns, "lineage": added}
+    if isinstance(columns, tuple) and not hasattr(columns, "_fields"):
+        return (*columns, added)
+    return (columns, added)

@@ -136,7 +136,7 @@ class SourceRows:
 
     def __init__(self, source: Any, final: bool, whole: bool, place: int = 0) -> None:
         self.length: int | None = len(source)
-        self._source, self._place = source, place
+        self._source, self.place = source, place
         self._final = final
         self._whole = whole  # functions are given the columns as they are, and may hand them on
         self._by_row = hasattr(source, "read")
@@ -187,12 +187,12 @@ class SourceRows:
     def requests(self, positions: Positions, epochs: Epochs) -> Iterator[Request]:
         """Yield what is asked of the source."""
         rows = np.arange(positions.start, positions.stop) if isinstance(positions, range) else positions
-        yield Request(self._place, rows)
+        yield Request(self.place, rows)
 
     def origins(self, positions: Positions, epochs: Epochs) -> Lineage:
         """Return which source rows they are."""
         ids = np.arange(positions.start, positions.stop) if isinstance(positions, range) else positions
-        return Lineage.of(ids, epochs).numbered(self._place)
+        return Lineage.of(ids, epochs).numbered(self.place)
 
     def _gather(self, positions: Positions, ids: npt.NDArray[np.int64], slots: SlotPool) -> list[npt.NDArray[Any]]:
         memory = slots.prepared.get(self) or self._prepare(slots)

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from batchkit import stages as st
 from batchkit import tree as tree_
@@ -26,10 +25,11 @@ from batchkit.plan.calls import Call, Rows, call_rows
 from batchkit.plan.chunks import ChunkPlan
 from batchkit.plan.combining import source_schema
 from batchkit.plan.cutting import cut_rows
-from batchkit.plan.lineage import Lineage
+from batchkit.plan.lineage import Lineage, with_lineage
 from batchkit.plan.memory import FreshMemory
 from batchkit.plan.rowwise import call_batches
 from batchkit.plan.step import Step
+from batchkit.plan.tracing import check_lineage, lineage_of_packed, lineage_of_rows
 from batchkit.plan.walked import WalkedSteps, computed_here
 from batchkit.ragged import Ragged, refuse_ragged
 from batchkit.schema import LeafSpec, spec_of
@@ -74,6 +74,8 @@ class Plan:
     """How a message about a batch names the last function that it went through; empty without one."""
     by_row: bool = field(repr=False)
     """Whether a function or the source is called row by row."""
+    lineage: bool = field(default=False, repr=False)
+    """Whether batches say which source rows they hold."""
 
     @property
     def indexed(self) -> bool:
@@ -119,7 +121,9 @@ class Plan:
         if self.flow is None:
             numbers = itertools.count(first, count) if self.endless else range(first, self.steps_per_epoch or 0, count)
             return map(functools.partial(Step, epoch), numbers)
-        return WalkedSteps(self.flow, self.shard, epoch, 0 if state is None else start, (first, count), state, feeds)
+        return WalkedSteps(
+            self.flow, self.shard, epoch, 0 if state is None else start, (start, first, count), state, feeds
+        )
 
     def compute(self, step: Step, slots: Any) -> Tree:
         """Return the host batch of a step: a pure function of it, safe to call from several threads.
@@ -137,6 +141,8 @@ class Plan:
                 rows = self._finished(step, slots)
             if self.direct and not rows.surplus:
                 return rows.columns
+            if self.lineage:
+                rows.columns = with_lineage(rows.columns, self._lineage(step, rows, slots.guard is not None))
             tree = self.ready(rows, slots)
             if slots.sheet is not None:
                 slots.sheet.lap(HOST_COPY)
@@ -173,6 +179,24 @@ class Plan:
                 "without running them: Loader(lineage=True) tells it of every batch"
             )
         return self.batches.origins(step.number, step.epoch, self.shard)
+
+    def with_lineage(self) -> Plan:
+        """Return the same plan, whose batches say which source rows they hold.
+
+        Raises:
+            PipelineError: that is not known for these stages; names which.
+        """
+        check_lineage(self)
+        return dataclasses.replace(self, lineage=True, direct=False)
+
+    def _lineage(self, step: Step, rows: Rows, guarded: bool) -> Lineage:
+        if self.packs is not None:
+            assert step.rows is not None
+            return lineage_of_packed(self, step.rows)
+        filtered = any(isinstance(stage, st.Filter) for stage in self.pipeline.stages)
+        if self.batches is not None and not guarded and not filtered:
+            return self.batches.origins(step.number, step.epoch, self.shard)
+        return lineage_of_rows(self, rows)
 
     def _finished(self, step: Step, slots: Any) -> Rows:
         """Do to the rows that were cut what is left to do."""
@@ -258,7 +282,7 @@ class Plan:
         Raises:
             SchemaError: there is no first batch to look at.
         """
-        if not self.by_row and not self.has_functions and self._plain_columns():
+        if not self.by_row and not self.has_functions and not self.lineage and self._plain_columns():
             return self._static_schema()
         steps = iter(self.steps(0))
         step = next(steps, None)
@@ -268,14 +292,14 @@ class Plan:
         if self.flow is not None:
             steps.close()  # type: ignore[attr-defined]
 
-        varies = self.varies
-
-        def batch_spec(leaf: npt.NDArray[Any]) -> LeafSpec:
+        leaves, treedef = tree_.flatten(columns)
+        specs = []
+        for path, leaf in zip(tree_.paths(treedef), leaves, strict=True):
             spec = spec_of(leaf)
-            row = tuple([None] * (leaf.ndim - 1)) if varies else spec.shape[1:]
-            return LeafSpec(spec.dtype, (self.rows_per_batch, *row))
-
-        return tree_.map_leaves(batch_spec, columns)
+            row = tuple([None] * (leaf.ndim - 1)) if self.varies else spec.shape[1:]
+            rows = None if self.lineage and "lineage" in path.split("/")[:1] else self.rows_per_batch
+            specs.append(LeafSpec(spec.dtype, (rows, *row)))
+        return tree_.unflatten(treedef, specs)
 
     def _plain_columns(self) -> bool:
         return source_schema(self.pipeline.source) is not None and all(

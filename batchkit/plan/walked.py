@@ -43,7 +43,8 @@ def _close_all(runs: list[Any]) -> None:
 class WalkedSteps(Iterator[Step]):
     """Steps of an epoch, each with the rows that a rank needs.
 
-    ``numbers`` is the first step wanted and every how many; those in between are walked through. What comes
+    ``numbers`` are how many steps there must be at least, the first one wanted and every how many; those in between
+    are walked through. What comes
     after a step that could not be cut is cut all the same.
     """
 
@@ -53,12 +54,12 @@ class WalkedSteps(Iterator[Step]):
         shard: tuple[int, int],
         epoch: int,
         start: int,
-        numbers: tuple[int, int],
+        numbers: tuple[int, int, int],
         state: State,
         feeds: Feeds,
     ) -> None:
         self._shard, self._epoch, self._number = shard, epoch, start
-        self._first, self._every = numbers
+        self._least, self._first, self._every = numbers
         self._runs: list[Any] = []
         # Threads that compute chunks refer to the walk: it must not refer to what ends them when it is forgotten.
         self._finalizer = weakref.finalize(self, _close_all, self._runs)
@@ -83,6 +84,12 @@ class WalkedSteps(Iterator[Step]):
             try:
                 while not self._closed:
                     cut = self._walk.pull(1)
+                    if cut is None and self._number < self._least:
+                        self._least = 0
+                        raise StateError(
+                            f"there is no step {self._first}: the epoch has {self._number} batches. The state is "
+                            "damaged, or the data changed since"
+                        )
                     if cut is None:
                         raise StopIteration
                     number, self._number = self._number, self._number + 1
