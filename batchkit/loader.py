@@ -6,6 +6,7 @@ import os
 import pickle
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ from batchkit.plugins import Plugins, installed
 from batchkit.report import Statistics, stage_names, text
 from batchkit.resources import size_in_bytes
 from batchkit.schema import LeafSpec
-from batchkit.skipping import Guard, Ledger, Skip, skip_of
+from batchkit.skipping import Guard, GuardedRun, Ledger, LeftOut, Skip, skip_of
 from batchkit.sources import GeneratorSource
 from batchkit.stages import Rebatch, Unbatch
 from batchkit.stages.stage import at_least
@@ -138,6 +139,8 @@ class Loader:
         self._work = Work(self.plan, self._slots, self.statistics.meter)
         self._ledger = self._ledger_for(skip_of(on_error))
         self._chunk_works: dict[ChunkPlan, Work] = {}
+        self._left_out: deque[list[LeftOut]] = deque()
+        """What chunks have left out, for the batch that comes next."""
         self._lock = threading.RLock()
         self._cursor = Cursor(0, 0, fresh=True)
         self._current: weakref.ref[BatchIterator] | None = None
@@ -319,9 +322,10 @@ class Loader:
         work = self._chunk_works.get(chunks)
         if work is None:
             slots = Slots(NumpyBackend(), "checked")
-            slots.guard = self._slots.guard
+            slots.guard = None if self._ledger is None else Guard()
             work = self._chunk_works[chunks] = Work(chunks, slots, self.statistics.meter)
-        return self._run(work, steps)
+        run = self._run(work, steps)
+        return run if work.slots.guard is None else GuardedRun(run, work.slots.guard, self._left_out)
 
     def _run(self, work: Work, steps: Iterator[Step]) -> Run:
         executor = self.executor
@@ -341,6 +345,8 @@ class Loader:
         """Look at a batch before it is delivered: are rows missing, and is it like the first one?"""
         if self._ledger is not None:
             left_out = self._slots.guard.pop((epoch, number))
+            while self._left_out:
+                left_out = [*left_out, *self._left_out.popleft()]
             self._ledger.add(epoch, number, len(tree_.flatten(host)[0][0]), left_out)
         if self._likeness is None:
             self._likeness = Likeness(host, (epoch, number), self.plan.varies)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from batchkit import stages as st
 from batchkit import tree as tree_
 from batchkit.errors import SchemaError
-from batchkit.ragged import Ragged
+from batchkit.ragged import Ragged, RaggedRows
 from batchkit.schema import LeafSpec, as_leaf, native
 from batchkit.sources.stacking import Lease, stack_rows
 from batchkit.tree import Tree
@@ -78,13 +78,13 @@ class _Padding:
         leaves, treedef = tree_.flatten(given)
         for index, path in enumerate(tree_.paths(treedef)):
             leaf = leaves[index]
-            if isinstance(leaf, Ragged):
+            if isinstance(leaf, (Ragged, RaggedRows)):
                 leaves[index] = self._filled(leaf, path)
             elif self._stage.sides(path) is not None and isinstance(self._stage.length, Mapping):
                 leaves[index] = self._even(list(leaf), path)
         return tree_.unflatten(treedef, leaves)
 
-    def _filled(self, leaf: Ragged, path: str) -> npt.NDArray[Any]:
+    def _filled(self, leaf: Ragged | RaggedRows, path: str) -> npt.NDArray[Any]:
         lengths = leaf.lengths
         self._lengths[path] = lengths
         sides = self._target(path, (int(lengths.max(initial=0)), *leaf.values.shape[1:]), lambda row: int(lengths[row]))

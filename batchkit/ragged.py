@@ -12,7 +12,7 @@ import numpy.typing as npt
 from batchkit import tree as tree_
 from batchkit.errors import SchemaError
 
-__all__ = ["Ragged", "checked_offsets", "part", "refuse_ragged", "scattered"]
+__all__ = ["Ragged", "RaggedRows", "checked_offsets", "part", "refuse_ragged", "scattered"]
 
 
 class Ragged:
@@ -99,9 +99,62 @@ class Ragged:
         return target
 
 
+class RaggedRows:
+    """Rows of a ragged column that were chosen and not copied yet; what ``padded_batch`` copies once.
+
+    Row ``i`` is ``values[starts[i]:starts[i] + lengths[i]]``.
+    """
+
+    __slots__ = ("lengths", "starts", "values")
+
+    def __init__(self, column: Ragged, rows: npt.NDArray[np.int64]) -> None:
+        self.values, self.starts = column.values, column.offsets[rows]
+        self.lengths: npt.NDArray[np.int64] = column.offsets[rows + 1] - self.starts
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.starts)
+
+    def __iter__(self) -> Iterator[npt.NDArray[Any]]:
+        for start, length in zip(self.starts.tolist(), self.lengths.tolist(), strict=True):
+            yield self.values[start : start + length]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of the values."""
+        return self.values.dtype
+
+    def part(self, start: int, stop: int) -> RaggedRows:
+        """Return the rows from ``start`` to ``stop``."""
+        made = object.__new__(RaggedRows)
+        made.values, made.starts, made.lengths = self.values, self.starts[start:stop], self.lengths[start:stop]
+        return made
+
+    def padded(self, length: int, fill: Any = 0, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
+        """Return shape ``(rows, length, *item)``: every row, and ``fill`` behind it; none may be longer."""
+        values, rows = self.values, len(self)
+        shape = (rows, length, *values.shape[1:])
+        target = np.empty(shape, self.dtype) if out is None else out
+        if not length or len(values) < length:
+            target[...] = fill
+            for place, row in enumerate(self):
+                target[place, : len(row)] = row
+            return target
+        # Every row with what follows it, as one stretch of memory each; then what is not its own is filled.
+        windows = np.lib.stride_tricks.sliding_window_view(values, length, axis=0)
+        last = len(values) - length
+        target[...] = np.moveaxis(windows, -1, 1)[np.minimum(self.starts, last)]
+        for place in np.flatnonzero(self.starts > last).tolist():  # at the very end of the values
+            start = int(self.starts[place])
+            target[place, : len(values) - start] = values[start:]
+        behind = np.arange(length) >= self.lengths[:, None]
+        np.copyto(target, fill, where=behind.reshape(rows, length, *[1] * (target.ndim - 2)))
+        return target
+
+
 def part(leaf: Any, start: int, stop: int) -> Any:
     """Return the rows of a column from ``start`` to ``stop``."""
-    return leaf.part(start, stop) if isinstance(leaf, Ragged) else leaf[start:stop]
+    return leaf.part(start, stop) if isinstance(leaf, (Ragged, RaggedRows)) else leaf[start:stop]
 
 
 def scattered(parts: Sequence[tuple[npt.NDArray[np.int64], Ragged]], count: int) -> Ragged:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from batchkit.errors import PipelineError, PipelineTypeError, StageError, nearest
 
-__all__ = ["Guard", "Ledger", "LeftOut", "Skip", "skip_of"]
+__all__ = ["Guard", "GuardedRun", "Ledger", "LeftOut", "Skip", "skip_of"]
 
 _KNOWN_ROWS = 1000  # a fraction is taken of at least so many rows where an epoch's number is unknown
 
@@ -104,6 +105,27 @@ class Guard:
     def pop(self, step: tuple[int, int]) -> list[LeftOut]:
         """Return the rows that a step left out."""
         return self._steps.pop(step, [])
+
+
+class GuardedRun:
+    """A run of chunks, which hands on what each of them has left out."""
+
+    def __init__(self, run: Any, guard: Guard, left_out: deque[list[LeftOut]]) -> None:
+        self._run, self._guard, self._left_out = run, guard, left_out
+
+    def __iter__(self) -> GuardedRun:
+        return self
+
+    def __next__(self) -> Any:
+        chunk = next(self._run)
+        found = self._guard.pop((int(chunk["step"][0]), int(chunk["step"][1])))
+        if found:
+            self._left_out.append(found)
+        return chunk
+
+    def close(self) -> None:
+        """End the run."""
+        self._run.close()
 
 
 class Ledger:

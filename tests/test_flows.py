@@ -8,6 +8,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -451,3 +452,39 @@ def test_any_chain_of_verbs_gives_what_plain_python_gives_and_resumes(
         step = stop % len(states)
         rest = loaded(pipe, states[step], executor="inline")[0]
         assert rest == (batches[step + 1 :] or batches)
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_rows_that_fail_before_they_are_counted_are_left_out_and_counted(executor: str, tmp_path: Path) -> None:
+    pipe = numbers(60).map(picky).filter(not_a_third).flat_map(twice).batch(8)
+    workers: dict[str, Any] = {} if executor in ("inline", "auto") else {"workers": 2}
+    log = tmp_path / "log.jsonl"
+    skip = bk.Skip(budget=20, log=str(log))
+    with bk.Loader(pipe, executor=executor, on_error=skip, **workers) as loader:
+        found = chained(values(loader))
+        assert loader.skipped == 6
+    assert found == [x for x in range(60) for _ in range(2) if x % 10 != 7 and x % 3]
+    assert [json.loads(line)["row"] for line in log.read_text().splitlines()] == [7, 17, 27, 37, 47, 57]
+
+
+def picky(row: Any) -> Any:
+    if row["x"] % 10 == 7:
+        raise ValueError("not this one")
+    return row
+
+
+def not_a_third(row: Any) -> bool:
+    return bool(row["x"] % 3)
+
+
+def twice(row: Any) -> list[Any]:
+    return [row, row]
+
+
+def test_too_many_rows_that_fail_are_an_error() -> None:
+    pipe = numbers(60).map(picky).filter(always).batch(8)
+    with (
+        bk.Loader(pipe, on_error=bk.Skip(budget=3)) as loader,
+        pytest.raises(bk.StageError, match="rows were left out"),
+    ):
+        list(loader)

@@ -268,6 +268,11 @@ def needed(rows: Rows) -> tuple[Rows, Packed]:
 
 def unpacked(stage: st.Pack, rows: Rows, reader: RowsNode | None, after: str, slots: SlotPool) -> Rows:
     """Return packed rows put together; ``reader`` reads those that are only positions so far."""
+    whole = None if reader is None else _of_whole(rows, reader)
+    if whole is not None:
+        columns, packed, ids = whole
+        columns = packed_columns(stage, columns, packed, ids, after, slots.column)
+        return Rows(rows.ids, rows.epochs, columns, surplus=rows.surplus, subs=rows.subs)
     given, packed = needed(rows)
     if given.columns is None and given.items is None:
         assert reader is not None
@@ -276,6 +281,16 @@ def unpacked(stage: st.Pack, rows: Rows, reader: RowsNode | None, after: str, sl
     columns = given.columns if given.items is None else joined_items(given.items, given.ids, after)
     columns = packed_columns(stage, columns, packed, given.ids, after, slots.column)
     return Rows(rows.ids, rows.epochs, columns, surplus=rows.surplus, subs=rows.subs)
+
+
+def _of_whole(rows: Rows, reader: RowsNode) -> tuple[Any, Packed, range] | None:
+    """Return the columns of a whole source that is in memory, and packed rows as made of them."""
+    whole, given, packed = getattr(reader, "whole", None), rows.segments, rows.packed
+    if whole is None or given is None or packed is None or given.places is None:
+        return None
+    epochs = given.epochs if isinstance(given.epochs, int) else given.epochs[packed.rows]
+    found = whole(given.places[packed.rows], epochs)
+    return None if found is None else (found[0], packed.of_rows(found[1]), range(2**62))
 
 
 class UnpackedFlow:

@@ -66,6 +66,7 @@ class ChunkPlan:
             "epochs": np.asarray(rows.epochs),
             "rows": rows.columns if rows.items is None else rows.items,
             "subs": rows.subs,
+            "step": np.array([step.epoch, step.number]),
         }
 
     def _read(self, step: Step, slots: Any) -> Rows:

@@ -11,7 +11,7 @@ from batchkit import stages as st
 from batchkit.bucketing import bounds_of, filled_leaves
 from batchkit.errors import PipelineError
 from batchkit.pipeline import Pipeline
-from batchkit.plan import walks
+from batchkit.plan import nodes, walks
 from batchkit.plan.assembling import BucketFlow, Lengths, PackFlow, UnpackedFlow
 from batchkit.plan.calls import Call
 from batchkit.plan.chunks import ChunkPlan
@@ -247,6 +247,8 @@ class _Compiler:
         lengths = self._lengths(stage, place)
         bounds = bounds_of(stage, None if self._read else all_lengths(source, stage))
         self.stages[one.number] = dataclasses.replace(stage, boundaries=bounds)
+        if not self._read:
+            nodes.only_filled_up(self.reader)
         schema = row_schema(source, self._placed[:place])
         leaves = None if schema is None else filled_leaves(stage, schema)
         self.paddings = tuple(stage.padding(bound, leaves) for bound in bounds)

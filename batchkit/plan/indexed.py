@@ -86,6 +86,8 @@ def _add(made: Indexed, one: Placed) -> None:
         else:
             made.batches, made.reordered = nodes.OrderedBatches(made.batches, stage, number, ordinal), True
     elif isinstance(stage, st.Batch):
+        if isinstance(stage, st.PaddedBatch):
+            nodes.only_filled_up(made.rows)
         made.batches = made.cut = nodes.CutRows(made.rows, stage, number, after(made.uncut))
         made.uncut, made.reordered = [], False
     elif isinstance(stage, st.Unbatch):

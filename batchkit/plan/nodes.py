@@ -43,6 +43,7 @@ __all__ = [
     "UncutRows",
     "WindowRows",
     "none_of",
+    "only_filled_up",
     "pad_columns",
 ]
 
@@ -136,11 +137,14 @@ class SourceRows:
 
     def __init__(self, source: Any, final: bool, whole: bool, place: int = 0) -> None:
         self.length: int | None = len(source)
-        self._source, self.place = source, place
+        self.source = source
+        self.place = place
         self._final = final
         self._whole = whole  # functions are given the columns as they are, and may hand them on
         self._by_row = hasattr(source, "read")
         self._handed = getattr(source, "handed", None)
+        self.views = False
+        """Whether the rows are only filled up, which takes no copy of them before."""
         if not self._by_row:
             specs, self._treedef = tree_.flatten(source.schema)
             self._unflatten = self._treedef.unflatten
@@ -154,7 +158,7 @@ class SourceRows:
             if self._by_row:
                 rows = self._read(Rows(ids, epochs), slots.guard)
             elif self._handed is not None:
-                rows = Rows(ids, epochs, self._handed(ids))
+                rows = Rows(ids, epochs, self.source.views(ids) if self.views else self._handed(ids))
             else:
                 rows = Rows(ids, epochs, self._unflatten(self._gather(positions, ids, slots)))
             if slots.sheet is not None:
@@ -164,13 +168,13 @@ class SourceRows:
         except BatchkitError:
             raise
         except Exception as exc:
-            name = getattr(self._source, "kind", type(self._source).__name__)
+            name = getattr(self.source, "kind", type(self.source).__name__)
             raise SourceError(f"{name}: reading rows {_few(ids)} failed: {type(exc).__name__}: {exc}") from exc
 
     def _read(self, rows: Rows, guard: Guard | None) -> Rows:
         """Read row by row; with a guard, rows that cannot be read are left out."""
         try:
-            rows.items = self._source.read(rows.ids)
+            rows.items = self.source.read(rows.ids)
             return rows
         except Exception:
             if guard is None:
@@ -178,11 +182,16 @@ class SourceRows:
         places, items = [], []
         for place in range(len(rows.ids)):
             try:
-                items += self._source.read(rows.ids[place : place + 1])
+                items += self.source.read(rows.ids[place : place + 1])
                 places.append(place)
             except Exception as exc:
                 guard.note(int(rows.ids[place]), rows.epoch_of(place), "the source", exc)
         return chosen_rows(rows, places, items)
+
+    def whole(self, positions: Positions, epochs: Epochs) -> tuple[Tree, npt.NDArray[np.int64]] | None:
+        """Return all columns and the rows of them at the positions; ``None`` if the source is not in memory."""
+        columns = getattr(self.source, "columns", None)
+        return None if columns is None else (columns, np.asarray(positions, np.int64))
 
     def requests(self, positions: Positions, epochs: Epochs) -> Iterator[Request]:
         """Yield what is asked of the source."""
@@ -199,7 +208,7 @@ class SourceRows:
         rows = len(ids)
         columns = [lease(rows) for lease in memory.leases]
         if memory.takes is not None and type(positions) is range:  # rows in their own order: one piece of memory
-            for leaf, column in zip(self._source.leaves, columns, strict=True):
+            for leaf, column in zip(self.source.leaves, columns, strict=True):
                 column[...] = leaf[positions.start : positions.stop]
         elif memory.takes is not None:
             for take, column in zip(memory.takes, columns):  # noqa: B905  # once a batch: strict costs
@@ -218,16 +227,16 @@ class SourceRows:
             leases.append(slots.lessor(index, host, shape, self._final or self._whole))
             if host != dtype:
                 narrowed.append(index)
-        takes = self._source.takes if isinstance(self._source, ArraySource) and not narrowed else None
+        takes = self.source.takes if isinstance(self.source, ArraySource) and not narrowed else None
         slots.prepared[self] = memory = _Memory(leases, narrowed, takes)
         return memory
 
     def _fill(self, ids: npt.NDArray[np.int64], columns: list[npt.NDArray[Any]]) -> None:
-        if isinstance(self._source, ArraySource):
-            self._source.gather_leaves(ids, columns)
+        if isinstance(self.source, ArraySource):
+            self.source.gather_leaves(ids, columns)
             return
         out = tree_.unflatten(self._treedef, columns)
-        made = self._source.gather(ids, out)
+        made = self.source.gather(ids, out)
         if made is out:
             return
         leaves, treedef = tree_.flatten(made)
@@ -263,6 +272,14 @@ class SourceRows:
                 slots.narrow_into(self._specs[i][0], places[i], columns[i][start : start + len(part)])
 
 
+def only_filled_up(node: Any) -> None:
+    """Have a source give views of its rows, where nothing but an order comes before they are filled up."""
+    while isinstance(node, OrderedRows):
+        node = node.before
+    if isinstance(node, SourceRows) and hasattr(node.source, "views"):
+        node.views = True
+
+
 class OrderedRows:
     """Rows in another order, or fewer, or several times."""
 
@@ -276,6 +293,14 @@ class OrderedRows:
         if slots.sheet is not None:
             slots.sheet.lap(self.number)
         return self.before.read(*located, slots)
+
+    def whole(self, positions: Positions, epochs: Epochs) -> tuple[Tree, npt.NDArray[np.int64]] | None:
+        """Return what the node before returns for the rows before."""
+        whole = getattr(self.before, "whole", None)
+        found: tuple[Tree, npt.NDArray[np.int64]] | None = None
+        if whole is not None:
+            found = whole(*self._locate(positions, epochs))
+        return found
 
     def requests(self, positions: Positions, epochs: Epochs) -> Iterator[Request]:
         """Yield what is asked of the source."""

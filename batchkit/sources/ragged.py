@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from batchkit import tree as tree_
 from batchkit.errors import SchemaError
-from batchkit.ragged import Ragged, checked_offsets
+from batchkit.ragged import Ragged, RaggedRows, checked_offsets
 from batchkit.schema import LeafSpec, as_leaf, native
 from batchkit.sources.arrays import ArraySource
 from batchkit.tree import Tree
@@ -86,6 +86,19 @@ class RaggedSource:
         """Return the columns of rows, :class:`~batchkit.Ragged` for those whose lengths vary."""
         first = Ragged(self._arrays[0], self.offsets).take(rows)
         taken = [first, *(Ragged(array, self.offsets).take(rows) for array in self._arrays[1:])]
+        columns = tree_.unflatten(self._treedef, taken)
+        return columns if self._columns is None else {**columns, **self._columns.gather(rows)}
+
+    @property
+    def columns(self) -> Tree:
+        """All rows as columns; nothing is copied."""
+        whole = tree_.unflatten(self._treedef, [Ragged(array, self.offsets) for array in self._arrays])
+        beside = self._columns
+        return whole if beside is None else {**whole, **tree_.unflatten(beside.treedef, beside.leaves)}
+
+    def views(self, rows: npt.NDArray[np.int64]) -> Tree:
+        """Return the same as :meth:`gather` without copying the values: :class:`~batchkit.ragged.RaggedRows`."""
+        taken = [RaggedRows(Ragged(array, self.offsets), rows) for array in self._arrays]
         columns = tree_.unflatten(self._treedef, taken)
         return columns if self._columns is None else {**columns, **self._columns.gather(rows)}
 
