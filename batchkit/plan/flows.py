@@ -11,7 +11,7 @@ from batchkit import stages as st
 from batchkit.bucketing import bounds_of, filled_leaves
 from batchkit.errors import PipelineError
 from batchkit.pipeline import Pipeline
-from batchkit.plan import nodes, walks
+from batchkit.plan import cuts, nodes, walks
 from batchkit.plan.assembling import BucketFlow, Lengths, PackFlow, UnpackedFlow
 from batchkit.plan.calls import Call
 from batchkit.plan.chunks import ChunkPlan
@@ -196,10 +196,10 @@ class _Compiler:
             self._cut(one, stage, place > self._last_uncut)
         elif isinstance(stage, st.Unbatch):
             if self.flow.batched:  # else it was a chunk
-                self.flow = walks.UncutFlow(self.flow)
+                self.flow = cuts.UncutFlow(self.flow)
         elif isinstance(stage, st.Window):
             self._computed()
-            self.flow = walks.WindowFlow(self.flow, stage, self._after(place))
+            self.flow = cuts.WindowFlow(self.flow, stage, self._after(place))
         else:
             raise PipelineError(
                 f"stage {one.number} {stage.label} is of no kind that can be compiled: subclass ColumnStage"
@@ -215,7 +215,7 @@ class _Compiler:
         if place > self._last_uncut:
             self.batch_calls.append(call_of(one))
         else:
-            self.flow = walks.BatchCallsFlow(self.flow, [call_of(one)])
+            self.flow = cuts.BatchCallsFlow(self.flow, [call_of(one)])
 
     def _order(self, one: Placed, stage: st.OrderStage, place: int) -> None:
         if any(changes_number(pending.stage) for pending in self._pending):
@@ -239,7 +239,7 @@ class _Compiler:
             self._computed(stage.size)
         self.late = [call_of(pending) for pending in self._pending]
         self._pending = []
-        self.flow = walks.CutFlow(self.flow, stage, named_after(self.late), stacks=not final)
+        self.flow = cuts.CutFlow(self.flow, stage, named_after(self.late), stacks=not final)
         self.last_cut, self.filtered = stage, False
 
     def _bucketed(self, one: Placed, stage: st.BucketBatch, place: int) -> None:
@@ -308,7 +308,7 @@ def _finished(paddings: Sequence[st.PaddedBatch], reader: Any, after: str, cut: 
     if rows.columns is None and rows.items is None:
         assert rows.places is not None
         rows = reader.read(rows.places, rows.epochs, FreshMemory())
-    return walks.stacked(walks.Cut(rows, cut.size, cut.group), paddings[cut.group], after)
+    return cuts.stacked(walks.Cut(rows, cut.size, cut.group), paddings[cut.group], after)
 
 
 def _nothing() -> tuple[Any, ...]:
