@@ -23,7 +23,7 @@ from batchkit.packing import Packed, Packer, packed_columns
 from batchkit.plan.calls import Rows
 from batchkit.plan.joining import joined
 from batchkit.plan.nodes import RowsNode, SlotPool
-from batchkit.plan.walks import Cut, Feeds, Flow, State, Walk, pull_rows
+from batchkit.plan.walks import Cut, Feeds, Flow, Recounted, State, Walk, pull_rows
 from batchkit.sources.stacking import detached
 
 __all__ = ["BucketFlow", "Lengths", "PackFlow", "UnpackedFlow", "needed", "unpacked"]
@@ -57,7 +57,7 @@ class _Holding:
     """
 
     def __init__(self, flow: Any, epoch: int, state: State, feeds: Feeds) -> None:
-        self._flow = flow
+        self._flow, self._epoch, self._feeds = flow, epoch, feeds
         self._lengths: Lengths = flow.lengths
         self._arrivals: npt.NDArray[np.int64] = np.zeros(0, np.int64)
         self._rows: Rows | None = None
@@ -94,8 +94,9 @@ class _Holding:
         """Pull the rows since the first that is held back; return how long those held back are, in their order."""
         arrived, at, held = planner[0], first, np.unique(planner[2])
         lengths = [np.zeros((0, *self._lengths_shape), np.int64)]
-        while at < arrived:
-            began, rows = self._before.state(), self._before.pull(min(RUN, arrived - at))
+        counted = Recounted(self._flow.before, self._epoch, self._before, self._feeds) if at < arrived else None
+        while counted is not None and at < arrived:
+            began, rows = counted.pull(min(RUN, arrived - at))
             if rows is None:
                 raise StateError(
                     f"the state holds rows back for {self._flow.stage.label} that are not there any more: the data or "
@@ -104,10 +105,12 @@ class _Holding:
             self._begins.append((at, began))
             low, high = np.searchsorted(held, [at, at + len(rows)])
             if high > low:
-                kept = rows.chosen(held[low:high] - at)
+                kept = counted.computed(rows.chosen(held[low:high] - at))
                 self._hold(held[low:high], kept)
                 lengths.append(self._lengths(kept)[0].reshape(-1, *self._lengths_shape))
             at += len(rows)
+        if counted is not None:
+            self._before = counted.walk()
         self._keep(held)
         return np.concatenate(lengths)
 

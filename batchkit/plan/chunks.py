@@ -15,7 +15,7 @@ from batchkit.errors import BatchkitError
 from batchkit.pipeline import Pipeline
 from batchkit.plan.calls import Call, Rows
 from batchkit.plan.nodes import BatchesNode, Request, RowsNode
-from batchkit.plan.rowwise import rowwise
+from batchkit.plan.rowwise import changes_number, rowwise
 from batchkit.plan.step import Step
 from batchkit.tree import Tree
 
@@ -41,6 +41,8 @@ class ChunkPlan:
         self.sent = pipeline
         self.last_function = last_function
         self._calls = tuple(calls)
+        self.one_each = not cut and not any(changes_number(call.stage) for call in calls)
+        """Whether it makes one row of each."""
         self.shard = (0, 1)
         self.steps_per_epoch: int | None = None
         self.endless = False

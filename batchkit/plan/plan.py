@@ -174,11 +174,25 @@ class Plan:
             PipelineError: the rows come from a generator, and have no numbers before they come.
         """
         if self.batches is None:
+            return self._walked_to(step)
+        return self.batches.origins(step.number, step.epoch, self.shard)
+
+    def _walked_to(self, step: Step) -> Lineage:
+        """Return the same where batches are cut in order, but by lengths alone: nothing is read on the way."""
+        if self.chunks or self.reader is None:
             raise PipelineError(
                 "which rows this step has is known only when those before it were cut, so that it cannot be explained "
                 "without running them: Loader(lineage=True) tells it of every batch"
             )
-        return self.batches.origins(step.number, step.epoch, self.shard)
+        for found in self.steps(step.epoch):
+            if found.number == step.number and found.rows is not None:
+                if self.packs is not None:
+                    return lineage_of_packed(self, found.rows)
+                if found.rows.surplus or found.rows.places is None:
+                    return Lineage.none()
+                lineage = self.reader.origins(found.rows.places, found.rows.epochs)
+                return lineage if found.size is None else lineage.padded(found.size)
+        raise PipelineError(f"there is no step {step.number}: epoch {step.epoch} has fewer batches")
 
     def with_lineage(self) -> Plan:
         """Return the same plan, whose batches say which source rows they hold.

@@ -23,6 +23,7 @@ from batchkit.errors import PipelineError, StateError
 from batchkit.plan.calls import Rows
 from batchkit.plan.chunks import ChunkPlan, chunk_rows
 from batchkit.plan.joining import joined
+from batchkit.plan.memory import FreshMemory
 from batchkit.plan.step import Step
 from batchkit.stages.order import ENDLESS, pass_epochs
 from batchkit.tree import Tree
@@ -33,6 +34,7 @@ __all__ = [
     "Feeds",
     "Flow",
     "PositionsFlow",
+    "Recounted",
     "RepeatFlow",
     "SkipFlow",
     "TakeFlow",
@@ -201,6 +203,40 @@ class _Chunks:
         if close is not None:
             close()
         self._before.close()
+
+
+class Recounted:
+    """Rows pulled again by a walk that goes on from a state, of which only some are wanted.
+
+    Where chunks make one row of each, only those wanted are computed.
+    """
+
+    def __init__(self, flow: Flow, epoch: int, walk: Walk, feeds: Feeds) -> None:
+        self._flow, self._epoch, self._walk, self._feeds = flow, epoch, walk, feeds
+        self._chunks = flow if isinstance(flow, ChunkFlow) and flow.plan.one_each else None
+        if self._chunks is not None:
+            began, passed = walk.state()
+            self._inner = self._chunks.before.walk(epoch, began, feeds)
+            pull_rows(self._inner, passed)
+
+    def pull(self, most: int) -> tuple[State, Rows | None]:
+        """Return where the walk stood, and the next rows, maybe not computed."""
+        if self._chunks is None:
+            return self._walk.state(), self._walk.pull(most)
+        return (self._inner.state(), 0), self._inner.pull(most)
+
+    def computed(self, rows: Rows) -> Rows:
+        """Return rows that were pulled, computed."""
+        if self._chunks is None:
+            return rows
+        return chunk_rows(self._chunks.plan.compute(Step(self._epoch, 0, rows), FreshMemory()))
+
+    def walk(self) -> Walk:
+        """Return the walk behind what was pulled."""
+        if self._chunks is None:
+            return self._walk
+        self._walk.close()
+        return self._chunks.walk(self._epoch, (self._inner.state(), 0), self._feeds)
 
 
 class TakeFlow:
