@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from batchkit.errors import BatchkitError
 from batchkit.pipeline import Pipeline
 from batchkit.plan.calls import Call, Rows
 from batchkit.plan.nodes import BatchesNode, Request, RowsNode
@@ -51,16 +50,12 @@ class ChunkPlan:
         """Return the rows of a chunk: read them back by :func:`chunk_rows`.
 
         Raises:
-            BatchkitError: what went wrong, with the epoch in front.
+            BatchkitError: what went wrong.
         """
         guard = slots.guard
         if guard is not None:
             guard.begin()
-        try:
-            rows = rowwise(self._read(step, slots), self._calls, guard, slots.sheet)
-        except BatchkitError as exc:
-            exc.args = (f"epoch {step.epoch}: {exc}",)
-            raise
+        rows = rowwise(self._read(step, slots), self._calls, guard, slots.sheet)
         if guard is not None:
             guard.end((step.epoch, step.number))
         return {

@@ -263,3 +263,23 @@ def test_a_copy_by_pickling_stands_where_the_loader_stands() -> None:
     assert len(copy) == 7
     assert order(copy) == wanted(pipeline(), 0)[3:]
     assert order(batches) == wanted(pipeline(), 0)[3:]
+
+
+def odd_row(row: Any) -> bool:
+    return bool(row["row"] % 2)
+
+
+def test_set_epoch_in_the_middle_of_an_epoch_whose_batches_are_cut_in_order() -> None:
+    pipe = bk.from_arrays({"row": np.arange(60)}).shuffle(1).filter(odd_row).batch(4)
+    loader = bk.Loader(pipe, backend="torch")
+    with loader:
+        dataset = loader.as_dataset()
+        next(iter(dataset))
+        dataset.set_epoch(3)
+        again = [batch["row"].tolist() for batch in dataset]
+    with bk.Loader(pipe) as plain:
+        assert again == [batch["row"].tolist() for batch in plain.iterate(3)]
+        with loader.replicate() as other:
+            assert [batch["row"].tolist() for batch in workers(other.as_dataset())] == [
+                batch["row"].tolist() for batch in plain.iterate(0)
+            ]
