@@ -19,7 +19,7 @@
     └── StateError               (ValueError)         a state that belongs to another pipeline, or is damaged
 
 An error says what, where, and the mend. A cause is chained, so that a user's own
-traceback stays visible. Warnings: :class:`NarrowingWarning`.
+traceback stays visible. Warnings: :class:`NarrowingWarning`, :class:`CacheWarning`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from __future__ import annotations
 __all__ = [
     "BackendError",
     "BatchkitError",
+    "CacheWarning",
     "ConfigError",
     "CorruptSourceError",
     "MissingLeafError",
@@ -111,6 +112,10 @@ class StateError(BatchkitError, ValueError):
 
 class NarrowingWarning(UserWarning):
     """A framework keeps less precision than the data has (float64 as float32)."""
+
+
+class CacheWarning(UserWarning):
+    """A cache freezes what is random before it, or does not hold what it could."""
 
 
 def nearest(name: str, known: list[str]) -> str:

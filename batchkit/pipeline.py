@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from batchkit import stages as st
-from batchkit.errors import ConfigError, PipelineError, PipelineTypeError, UnknownNameError, nearest
+from batchkit.errors import CacheWarning, ConfigError, PipelineError, PipelineTypeError, UnknownNameError, nearest
 from batchkit.preview import lines, preview
 from batchkit.sources import (
     SOURCES,
@@ -257,6 +259,21 @@ class Pipeline:
         """Put the rows of batches into batches of ``size`` rows: ``unbatch()`` and ``batch(size)`` in one."""
         return self._then(st.Rebatch(size, remainder))
 
+    # -- keeping
+
+    def cache(self, path: str | os.PathLike[str] | None = None, *, memory: int | str | None = None) -> Pipeline:
+        """Compute each row before it (behind ``batch``: each batch) once, and keep it: in memory, or in files.
+
+        What comes before is frozen as it is in its first epoch; what comes behind is as random as ever. In memory
+        ``memory`` is the most it may take (bytes, or text such as ``"2GB"``); without it, half of what is free. With
+        a ``path``, rows are kept in a folder there as ``.npy`` files, which processes share, which a crash does no
+        harm to, and which are used again for as long as the data and the stages before are the same.
+
+        Warns:
+            CacheWarning: something before it is random, and is frozen.
+        """
+        return self._then(st.Cache(path, memory))  # type: ignore[arg-type]
+
     # -- columns
 
     def select(self, *names: str) -> Pipeline:
@@ -295,6 +312,8 @@ class Pipeline:
                 f"{stage.label} would change the static shapes of remainder='pad': filter before batch(), or have a "
                 "map() clear the mask of rows"
             )
+        if isinstance(stage, st.Cache):
+            _warn_of_frozen(self)
         return Pipeline(self.source, (*self.stages, stage))
 
     @property
@@ -404,6 +423,31 @@ class Pipeline:
 
 def _combines(factory: Any) -> bool:
     return isinstance(factory, type) and issubclass(factory, Combination)
+
+
+def _warn_of_frozen(before: Pipeline) -> None:
+    for number, stage in _unfrozen(before):
+        warnings.warn(
+            f"cache() keeps what stage {number} {stage.label} has made of the first epoch for all epochs. Put "
+            "cache() before it to have it random again in every epoch"
+            + (", or say shuffle(reshuffle=False)" if isinstance(stage, st.Shuffle) else ""),
+            CacheWarning,
+            stacklevel=4,
+        )
+        return
+
+
+def _unfrozen(pipeline: Pipeline, first: int = 0) -> Iterator[tuple[int, Stage]]:
+    """Yield the stages behind the last cache that are another thing in every epoch, with their numbers."""
+    kept = max((place for place, stage in enumerate(pipeline.stages) if isinstance(stage, st.Cache)), default=-1)
+    for part in pipeline.parts:
+        if kept < 0:
+            yield from _unfrozen(part, first)
+        first += len(part.all_stages)
+    for place, stage in enumerate(pipeline.stages):
+        changes = isinstance(stage, st.RandomMap) or (isinstance(stage, st.Shuffle) and stage.reshuffle)
+        if place > kept and changes:
+            yield first + place, stage
 
 
 def _refuse_imports(description: Mapping[str, Any]) -> None:

@@ -584,6 +584,7 @@ def test_commands_of_plugins_are_added_and_replace_none(folder: Path) -> None:
     assert code == 0
     assert re.findall(r"^  (\w+) ", out.partition("Commands:")[2], re.MULTILINE) == [
         "bench",
+        "cache",
         "explain",
         "hello",
         "inspect",

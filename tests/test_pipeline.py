@@ -234,6 +234,7 @@ def test_a_pipeline_survives_json_and_gives_the_same_batches(tmp_path: Any, monk
         .skip(1)
         .repeat(2)
         .map(my_functions.triple, by=5)
+        .cache(memory="1MB")
         .random_map("my_functions:jitter", seed=3)
         .filter("my_functions:kept")
         .flat_map(my_functions.twice)

@@ -48,7 +48,7 @@ def places(pipeline: Pipeline) -> list[int]:
     return [0] + [
         number + 1
         for number, stage in enumerate(pipeline.stages)
-        if not isinstance(stage, (st.OrderStage, st.Unbatch, st.Select, st.Drop, st.Rename, st.Cast))
+        if not isinstance(stage, (st.OrderStage, st.Unbatch, st.Select, st.Drop, st.Rename, st.Cast, st.Cache))
     ]
 
 

@@ -204,7 +204,7 @@ def _last_cut(pipeline: Pipeline) -> tuple[int, st.Batch]:
 def _other_size(reference: Reference) -> Difference | None:
     stages = reference.pipeline.stages
     number, cut = _last_cut(reference.pipeline)
-    known = (st.Map, st.RandomMap, st.ColumnStage)
+    known = (st.Map, st.RandomMap, st.ColumnStage, st.Cache)
     if not all(isinstance(stage, known) for stage in stages[number + 1 :]):
         raise NotRunError("batches are reordered, or made into others, behind the stage that cuts them")
     size = cut.size // 2 + 1 if cut.size > 2 else cut.size + 1

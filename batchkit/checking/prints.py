@@ -66,6 +66,8 @@ def printed(pipeline: Pipeline, place: int) -> Pipeline:
             pipe = pipe.batch(stage.size, remainder=stage.remainder)
         elif isinstance(stage, (st.OrderStage, st.Unbatch)):
             pipe = pipe.apply(stage)
+        elif isinstance(stage, st.Cache):  # said when it was described: what it freezes
+            pipe = Pipeline(pipe.source, (*pipe.stages, stage))
         else:
             break
     return pipe if pipe.batched else pipe.batch(size)

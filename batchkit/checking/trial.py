@@ -43,6 +43,7 @@ def verify(pipeline: Pipeline, *, steps: int = 8, seed: int = 0, without: Iterab
         BatchkitError: a step cannot be computed at all.
     """
     steps, left_out = at_least(steps, "verify(steps)", 1), _checked_names(without)
+    pipeline = _uncached(pipeline)
     keys = chosen_steps(compile(pipeline), steps, at_least(seed, "verify(seed)", 0))
     if not keys:
         raise PipelineError("the pipeline has no batches, so that there is nothing to verify. Give it rows")
@@ -58,6 +59,17 @@ def verify(pipeline: Pipeline, *, steps: int = 8, seed: int = 0, without: Iterab
     return Verdict(
         tuple(findings), tuple(checks), tuple((epoch, step) for epoch, step in keys), tuple(_notes(pipeline, findings))
     )
+
+
+def _uncached(pipeline: Pipeline) -> Pipeline:
+    """Return the pipeline with caches that keep nothing: a row that was kept would not be computed once more."""
+    if not isinstance(pipeline, Pipeline) or not any(isinstance(stage, st.Cache) for stage in pipeline.all_stages):
+        return pipeline
+    source = pipeline.source
+    if pipeline.parts:
+        source = source.with_parts([_uncached(part) for part in pipeline.parts])
+    stages = [stage.unkept() if isinstance(stage, st.Cache) else stage for stage in pipeline.stages]
+    return Pipeline(source, tuple(stages))
 
 
 def _notes(pipeline: Pipeline, findings: Sequence[Finding]) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import click
 
 from batchkit.cli.bench import bench
+from batchkit.cli.cache import cache
 from batchkit.cli.explain import explain
 from batchkit.cli.group import PluginGroup
 from batchkit.cli.inspect import inspect
@@ -36,5 +37,5 @@ def main() -> None:
     """Feed one input pipeline to PyTorch, TensorFlow, JAX or NumPy."""
 
 
-for command in (bench, run, verify, explain, profile, inspect, plugins, schema):
+for command in (bench, run, verify, explain, profile, inspect, cache, plugins, schema):
     main.add_command(command)

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from batchkit.errors import BatchkitError, ConfigError, NarrowingWarning, PipelineError, UnknownNameError
+from batchkit.errors import BatchkitError, CacheWarning, ConfigError, NarrowingWarning, PipelineError, UnknownNameError
 from batchkit.plugins import installed
 
 __all__ = ["TRACEBACK", "Failure", "Interrupted", "NotValid", "PluginGroup", "running"]
@@ -75,7 +75,7 @@ class PluginGroup(click.Group):
             show_others = warnings.showwarning
 
             def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-                if issubclass(category, NarrowingWarning):
+                if issubclass(category, (NarrowingWarning, CacheWarning)):
                     click.echo(f"Warning: {message}", err=True)
                 else:
                     show_others(message, category, *where, **more)

@@ -209,6 +209,8 @@ class Checker:
         valid = check_keys(place, given, keys, self.problems)
         if not self._import(place, given, keys) or not valid:
             return None
+        if given.get("path") is not None and "path" in keys:
+            given["path"] = _rebased(given["path"], self.folder, False)
         with self._noting(place), importable(self.folder):
             return stage.from_arguments(given)  # type: ignore[no-any-return]
         return None

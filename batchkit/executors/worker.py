@@ -18,10 +18,12 @@ from batchkit.executors.arena import Arena, ArenaSlots, Layout, RemoteBackend, f
 from batchkit.executors.transport import Channel
 from batchkit.metering import PROBED, MeasuredSlots, Sheet
 from batchkit.plan import Plan, compile
+from batchkit.plan.stores import told
 from batchkit.ragged import Ragged
 from batchkit.skipping import Guard, LeftOut
 from batchkit.sources import GeneratorSource
 from batchkit.sources.stacking import detached
+from batchkit.stages import Cache
 from batchkit.tree import Tree
 
 __all__ = ["HandedColumns", "HandedRows", "PlannedWork", "work"]
@@ -39,6 +41,8 @@ class _Handed:
         self._length, self._fingerprint = len(source), source.fingerprint()
         self.waiting: deque[Any] = deque()
         """What was handed over for the step and not read yet, a call's rows together."""
+        self.numbers: list[npt.NDArray[np.int64]] | None = None
+        """Whose rows are waiting, where a cache may ask for some of them only, in any order."""
         self._last: tuple[list[int], Any] = ([], None)
 
     def __len__(self) -> int:
@@ -51,11 +55,24 @@ class _Handed:
 
     def _taken(self, rows: npt.NDArray[np.int64]) -> tuple[list[int] | None, Any]:
         """Return what was handed over for a call, and for rows that are read again which of those they are."""
+        if self.numbers is not None:
+            return self._found(rows, self.numbers)
         if self.waiting:
             self._last = (rows.tolist(), self.waiting.popleft())
             return None, self._last[1]
         ids, block = self._last
         return [ids.index(row) for row in rows.tolist()], block
+
+    def _found(self, rows: npt.NDArray[np.int64], numbers: list[npt.NDArray[np.int64]]) -> tuple[list[int], Any]:
+        """Return the call whose rows have all these among them, and which of its rows they are."""
+        for there, block in zip(numbers, self.waiting, strict=True):
+            order = np.argsort(there, kind="stable")
+            found = np.searchsorted(there, rows, sorter=order)
+            if len(there) and (found < len(there)).all() and (there[places := order[found]] == rows).all():
+                return places.tolist(), block
+        raise WorkerError(
+            f"rows {rows[:8].tolist()} were not handed over. This is an error in batchkit: please report it"
+        )
 
 
 class HandedColumns(_Handed):
@@ -84,7 +101,9 @@ class HandedRows(_Handed):
     def read(self, rows: npt.NDArray[np.int64]) -> list[Tree]:
         """Return the rows that the caller has read."""
         places, block = self._taken(rows)
-        return [detached(row) for row in block] if places is None else [detached(block[place]) for place in places]
+        if places is None:
+            return [detached(row) for row in block]
+        return [detached(block[place], copy=True) for place in places]
 
 
 class PlannedWork:
@@ -94,7 +113,8 @@ class PlannedWork:
         self._skips = skips
         self._shard, self._lineage = plan.shard, getattr(plan, "lineage", False)
         self._facts = (backend.name, backend.alignment, getattr(backend, "widening", ""))
-        self._pipeline = plan.sent.with_sources(_stand_in)
+        self._pipeline = told(plan.sent).with_sources(_stand_in)
+        self._caches = any(isinstance(stage, Cache) for stage in plan.sent.all_stages)
 
     def arrive(self, channel: Channel) -> None:
         """Get ready, in the worker."""
@@ -125,8 +145,13 @@ class PlannedWork:
         for source in sources:
             if isinstance(source, _Handed):
                 source.waiting.clear()
+                source.numbers = [] if self._caches else None
         for place, block in handed:
             sources[place].waiting.append(block)
+        for ask in self._plan.requests(step) if self._caches else ():
+            numbers = getattr(sources[ask.source], "numbers", None)
+            if numbers is not None:
+                numbers.append(ask.rows)
         self._slots.arena = arena
         if not measured:
             return self._plan.compute(step, self._slots), None

@@ -28,7 +28,7 @@ from batchkit.sources.stacking import split_rows
 from batchkit.stages.order import Epochs, Positions, pass_epochs
 from batchkit.tree import Tree
 
-__all__ = ["PartRows", "PartedRows", "ZipRows", "known_schema", "source_schema"]
+__all__ = ["PartRows", "PartedRows", "ZipRows", "known_schema", "read_kept", "source_schema"]
 
 I64: TypeAlias = "npt.NDArray[np.int64]"
 
@@ -73,7 +73,7 @@ class PartedRows:
         found = []
         for share in shares:
             part = self._parts[share.part]
-            rows, kept = _read(part.node, share.positions, share.epochs, slots)
+            rows, kept = read_kept(part.node, share.positions, share.epochs, slots)
             rows.ids = self._ids(share.part, rows.ids)
             if len(rows.ids):
                 found.append(Scattered(part.name, share.places if kept is None else share.places[kept], rows))
@@ -119,7 +119,7 @@ class PartedRows:
     def _passes(self, part: int, index: Positions, epochs: Epochs) -> tuple[Positions, Epochs]:
         """Return where in which pass the rows of a part are; each pass is an epoch of the part."""
         length = self._lengths[part]
-        if not self._restarts or length is None:
+        if not self.restarts(part) or length is None:
             return index, epochs
         if isinstance(index, range) and index.start // length == (index.stop - 1) // length:
             turn = index.start // length
@@ -127,6 +127,19 @@ class PartedRows:
             return inner, pass_epochs(epochs, turn)
         turns, places = np.divmod(np.asarray(index, np.int64), length)
         return places, pass_epochs(epochs, turns)
+
+    def restarts(self, part: int) -> bool:
+        """Whether a part starts again when it has ended: each time is a pass over it."""
+        return self._restarts and self._lengths[part] is not None
+
+    def part_of(self, ids: I64) -> tuple[I64, I64]:
+        """Return which part each of some ids is of, and the id there."""
+        if self._shifts is None:
+            inner, part = np.divmod(ids, len(self._parts))
+            return part, inner
+        shifts = np.array(self._shifts)
+        part = np.searchsorted(shifts, ids, side="right") - 1
+        return part, ids - shifts[part]
 
     def _ids(self, part: int, ids: I64) -> I64:
         if self._shifts is None:
@@ -193,7 +206,7 @@ class ZipRows:
 
     def read(self, positions: Positions, epochs: Epochs, slots: SlotPool) -> Rows:
         ids = np.arange(positions.start, positions.stop) if isinstance(positions, range) else positions
-        read = [_read(part, positions, epochs, slots) for part in self._parts]
+        read = [read_kept(part, positions, epochs, slots) for part in self._parts]
         parts = [rows for rows, _ in read]
         if any(kept is not None for _, kept in read):  # a row is left out where one of its parts is
             whole = np.arange(len(ids))
@@ -232,7 +245,7 @@ def _items(rows: Rows) -> list[Tree]:
     return split_rows(rows.columns) if rows.items is None else rows.items
 
 
-def _read(node: RowsNode, positions: Positions, epochs: Epochs, slots: SlotPool) -> tuple[Rows, I64 | None]:
+def read_kept(node: RowsNode, positions: Positions, epochs: Epochs, slots: SlotPool) -> tuple[Rows, I64 | None]:
     """Read rows; where a guard leaves some out, return besides which of those asked for these are.
 
     Then each row is read again on its own, since the rows that came do not say where one is missing.
@@ -276,7 +289,7 @@ def known_schema(source: Any, stages: Sequence[st.Stage]) -> Tree | None:
     for stage in stages if schema is not None else ():
         if type(stage) in (st.Select, st.Drop, st.Rename, st.Cast):
             schema = stage.apply(schema)  # type: ignore[attr-defined]
-        elif not isinstance(stage, (st.OrderStage, st.Unbatch)) and (
+        elif not isinstance(stage, (st.OrderStage, st.Unbatch, st.Cache)) and (
             type(stage) is not st.Batch or stage.remainder == "pad"
         ):
             return None

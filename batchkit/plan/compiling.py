@@ -80,7 +80,7 @@ def _compile_indexed(pipeline: Pipeline, shard: tuple[int, int], placed: list[Pl
     static = cut.pads or cut.rows is None or cut.rows % cut.size == 0 or cut.drops
     static = static and not any(isinstance(one.stage, st.Filter) for one in placed)
     calls = [call_of(one) for one in placed if one.called]
-    touched = calls or any(isinstance(one.stage, (st.Unbatch, st.PaddedBatch, st.Window)) for one in placed)
+    touched = calls or any(isinstance(one.stage, (st.Unbatch, st.PaddedBatch, st.Window, st.Cache)) for one in placed)
     touched = touched or isinstance(pipeline.source, Combination)
     return Plan(
         pipeline=pipeline,

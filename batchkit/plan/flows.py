@@ -13,6 +13,7 @@ from batchkit.errors import PipelineError
 from batchkit.pipeline import Pipeline
 from batchkit.plan import cuts, nodes, walks
 from batchkit.plan.assembling import BucketFlow, Lengths, PackFlow, UnpackedFlow
+from batchkit.plan.caching import refuse_stream
 from batchkit.plan.calls import Call
 from batchkit.plan.chunks import ChunkPlan
 from batchkit.plan.indexed import indexed_nodes
@@ -90,9 +91,8 @@ def _parted(source: Combination, numbering: Numbering) -> Any:
 
 def compile_chunks(pipeline: Pipeline) -> ChunkPlan:
     """Compile what an executor computes chunks by, from the pipeline that ends in a ``Chunk``."""
-    *stages, chunk = pipeline.stages
+    chunk, placed = pipeline.stages[-1], placed_stages(pipeline)
     assert isinstance(chunk, st.Chunk)
-    placed = [Placed(*each) for each in zip(stages, chunk.numbers, chunk.ordinals, strict=True)]
     calls = [call_of(one) for one in placed if one.called]
     if chunk.carried:
         return ChunkPlan(pipeline, None, calls, named_after(calls))
@@ -200,6 +200,9 @@ class _Compiler:
         elif isinstance(stage, st.Window):
             self._computed()
             self.flow = cuts.WindowFlow(self.flow, stage, self._after(place))
+        elif isinstance(stage, st.Cache):
+            counted = numbered_source(self._pipeline.source)
+            refuse_stream(one, self._placed[self._numbered] if counted else None)
         else:
             raise PipelineError(
                 f"stage {one.number} {stage.label} is of no kind that can be compiled: subclass ColumnStage"

@@ -10,9 +10,12 @@ from typing import Any
 from batchkit import stages as st
 from batchkit.errors import PipelineError
 from batchkit.plan import nodes
+from batchkit.plan.caching import cached_batches, cached_rows
 from batchkit.plan.calls import Call
 from batchkit.plan.combining import PartedRows, PartRows, ZipRows, source_schema
+from batchkit.plan.passes import Passes
 from batchkit.plan.placing import Numbering, Placed, after, call_of, placed_stages
+from batchkit.plan.stores import Before
 from batchkit.sources import Combination, Zip
 
 __all__ = ["Indexed", "indexed_nodes", "source_nodes"]
@@ -26,6 +29,12 @@ class Indexed:
     """What reads the rows; out of date behind a batch stage."""
     ids_below: int | None
     """What every row id is smaller than; ``None``: there is no bound."""
+    made_of: Before
+    """The source and the stages so far."""
+    passes: Passes = field(default_factory=Passes)
+    """How rows are counted by epochs."""
+    listed: bool = False
+    """Whether rows may come as one tree a row."""
     batches: Any = None
     """What reads the batches; ``None`` in front of a batch stage."""
     cut: nodes.CutRows | None = None
@@ -56,31 +65,50 @@ def indexed_nodes(source: Any, placed: Sequence[Placed], final: bool, numbering:
     """
     combined = isinstance(source, Combination)
     untouched = not combined and not any(
-        one.called or isinstance(one.stage, (st.Unbatch, st.PaddedBatch, st.Window)) for one in placed
+        one.called or isinstance(one.stage, (st.Unbatch, st.PaddedBatch, st.Window, st.Cache)) for one in placed
     )
     whole = final and _whole(source, placed)
     made = source_nodes(source, numbering or Numbering(), final and untouched and not hasattr(source, "read"), whole)
-    for one in placed:
-        _add(made, one)
+    _add_all(made, placed, final)
     if made.cut is not None:
         made.cut.last = made.batches is made.cut and final
     return made
+
+
+def _add_all(made: Indexed, placed: Sequence[Placed], final: bool) -> None:
+    for place, one in enumerate(placed):
+        if isinstance(one.stage, st.Cache):
+            _keep(made, one, placed[place + 1 :], final)
+        else:
+            _add(made, one)
+        made.made_of = made.made_of.then(one)
+
+
+def _keep(made: Indexed, one: Placed, behind: Sequence[Placed], final: bool) -> None:
+    if made.batches is None:
+        made.rows = cached_rows(made.rows, one, made.made_of, made.passes, made.listed, behind, final)
+    else:
+        made.batches = cached_batches(made.batches, one, made.made_of, made.passes)
 
 
 def _add(made: Indexed, one: Placed) -> None:
     stage, number, ordinal = one
     if isinstance(stage, st.Window):
         made.rows = nodes.WindowRows(made.rows, stage, number, after(made.uncut))
+        made.listed = made.listed or stage.remainder != "drop"
     elif one.called:
         call = call_of(one)
         if isinstance(stage, st.FunctionStage):
             made.last = made.uncut = [call]
             made.by_row = made.by_row or made.batches is None
+            made.listed = made.listed or made.batches is None
         if made.batches is None:
             made.rows = nodes.CalledRows(made.rows, [call])
         else:
             made.batches = nodes.CalledBatches(made.batches, [call])
     elif isinstance(stage, st.OrderStage):
+        if isinstance(stage, st.Repeat):
+            made.passes = made.passes.repeated(stage.count)
         if made.batches is None:
             made.rows = nodes.OrderedRows(made.rows, stage, number, ordinal)
         else:
@@ -93,6 +121,7 @@ def _add(made: Indexed, one: Placed) -> None:
     elif isinstance(stage, st.Unbatch):
         assert made.cut is not None
         made.rows, made.batches = nodes.UncutRows(made.batches, made.cut, number, made.reordered), None
+        made.listed = False
     else:
         raise PipelineError(f"stage {number} {stage.label} is of no kind that can be compiled: subclass ColumnStage")
 
@@ -102,22 +131,32 @@ def source_nodes(source: Any, numbering: Numbering, final: bool, whole: bool) ->
     if not isinstance(source, Combination):
         place, numbering.source = numbering.source, numbering.source + 1
         node = nodes.SourceRows(source, final, whole, place)
-        return Indexed(node, node.length, by_row=hasattr(source, "read"))
+        by_row = hasattr(source, "read")
+        return Indexed(node, node.length, Before(source, numbering.ordinal), listed=by_row, by_row=by_row)
+    begun = Before(source, numbering.ordinal)
     made, parts = [], []
     for name, part in zip(source.names, source.parts, strict=True):
         start = dataclasses.replace(numbering)
         placed = placed_stages(part, numbering)
         its = source_nodes(part.source, start, False, whole and isinstance(source, Zip))
         numbering.source = start.source
-        for one in placed:
-            _add(its, one)
+        _add_all(its, placed, final=False)
         made.append(its)
         parts.append(PartRows(name, its.rows, its.ids_below))
     source_schema(source)  # says now what is known not to fit together
-    combined = ZipRows(source, parts) if isinstance(source, Zip) else PartedRows(source, parts, whole)
+    combined: ZipRows | PartedRows
+    if isinstance(source, Zip):  # its rows are counted as one
+        combined, passes = ZipRows(source, parts), Passes()
+    else:
+        combined = PartedRows(source, parts, whole)
+        turns = [its.passes.repeated(None) if combined.restarts(n) else its.passes for n, its in enumerate(made)]
+        passes = Passes((), tuple(turns), combined.part_of)
     return Indexed(
         combined,
         combined.ids_below,
+        begun,
+        passes,
+        listed=any(its.listed for its in made),
         by_row=any(its.by_row for its in made),
         last=[call for its in made for call in its.last],
         uncut=[call for its in made for call in its.uncut],
@@ -129,6 +168,6 @@ def _whole(source: Any, placed: Sequence[Placed]) -> bool:
     cut = next((place for place, one in enumerate(placed) if isinstance(one.stage, st.Batch)), 0)
     inner = [stage for part in getattr(source, "parts", ()) for stage in part.all_stages]
     before = [*inner, *(one.stage for one in placed[:cut])]
-    if any(isinstance(stage, (st.FunctionStage, st.Window, st.Unbatch)) for stage in before):
+    if any(isinstance(stage, (st.FunctionStage, st.Window, st.Unbatch, st.Cache)) for stage in before):
         return False
-    return not any(isinstance(one.stage, st.Unbatch) for one in placed)
+    return not any(isinstance(one.stage, (st.Unbatch, st.Cache)) for one in placed)

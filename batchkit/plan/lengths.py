@@ -31,7 +31,7 @@ def known_lengths(source: Any, placed: Sequence[Placed], place: int) -> Lengths 
     """
     stage, before = placed[place].stage, placed[:place]
     given = stage.known_lengths if isinstance(stage, st.BucketBatch) else None
-    if not all(isinstance(one.stage, st.OrderStage) or one.called for one in before):
+    if not all(isinstance(one.stage, (st.OrderStage, st.Cache)) or one.called for one in before):
         return None  # behind windows and batches a row is not a row of the source
     if given is None and not _ragged(source, stage, before):
         return None
@@ -53,7 +53,7 @@ def _ragged(source: Any, stage: st.Stage, before: Sequence[Placed]) -> bool:
     """Whether the offsets of the source are the lengths that a stage asks for."""
     if not isinstance(source, RaggedSource):
         return False
-    if not all(isinstance(one.stage, (st.OrderStage, *_KEEPS_LENGTHS)) for one in before):
+    if not all(isinstance(one.stage, (st.OrderStage, st.Cache, *_KEEPS_LENGTHS)) for one in before):
         return False
     schema = row_schema(source, before)
     leaves, treedef = tree_.flatten(schema)
@@ -94,6 +94,6 @@ def row_schema(source: Any, before: Sequence[Placed]) -> Tree | None:
     for one in before:
         if isinstance(one.stage, _KEEPS_LENGTHS) and schema is not None:
             schema = one.stage.apply(schema)
-        elif not isinstance(one.stage, (st.OrderStage, st.Filter)):
+        elif not isinstance(one.stage, (st.OrderStage, st.Filter, st.Cache)):
             return None
     return schema

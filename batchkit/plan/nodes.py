@@ -595,11 +595,8 @@ def pad_columns(rows: Rows, size: int) -> Rows:
 
     ids = np.full(size, -1, np.int64)
     ids[:have] = rows.ids
-    epochs = rows.epochs
-    if not isinstance(epochs, int):
-        padded = np.zeros(size, np.int64)
-        padded[:have] = epochs
-        epochs = padded
+    epochs = np.zeros(size, np.int64)  # whatever epoch the rows are of: padding is alike in all
+    epochs[:have] = rows.epochs
     subs = None if rows.subs is None else np.concatenate([rows.subs, np.zeros(size - have, np.int64)])
     return Rows(ids, epochs, columns=st.with_mask(tree_.map_leaves(filled, rows.columns), mask), subs=subs)
 

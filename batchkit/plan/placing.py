@@ -40,7 +40,12 @@ class Numbering:
 
 
 def placed_stages(pipeline: Pipeline, numbering: Numbering | None = None) -> list[Placed]:
-    """Return the stages of a pipeline, counted on from ``numbering``; ``rebatch`` is ``unbatch`` and ``batch``."""
+    """Return the stages of a pipeline, counted on from ``numbering``; ``rebatch`` is ``unbatch`` and ``batch``.
+
+    Of a pipeline that ends in a ``Chunk``, those before it, as the ``Chunk`` counts them.
+    """
+    if pipeline.stages and isinstance(chunk := pipeline.stages[-1], st.Chunk):
+        return [Placed(*each) for each in zip(pipeline.stages[:-1], chunk.numbers, chunk.ordinals, strict=True)]
     numbering = numbering or Numbering()
     for part in pipeline.parts:
         placed_stages(part, numbering)  # they are counted first

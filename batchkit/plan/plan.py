@@ -339,8 +339,8 @@ class Plan:
         Stages of the parts of a combination come first; many of them are one line together, since a state is small.
         """
         pipeline = self.pipeline
-        own = [_shortened(stage.label) for stage in pipeline.stages]
-        inner = [_shortened(stage.label) for part in pipeline.parts for stage in part.all_stages]
+        own = [_shortened(stage.identity) for stage in pipeline.stages]
+        inner = [_shortened(stage.identity) for part in pipeline.parts for stage in part.all_stages]
         if len(inner) > _LISTED:
             inner = [f"{len(inner)} stages of parts {_digest(repr(inner))}"]
         return {"source": pipeline.source.fingerprint(), "stages": inner + own}

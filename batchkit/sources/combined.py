@@ -108,7 +108,7 @@ class Combination:
         """Return a short text that differs when a part's data or stages, or how they are combined, differ."""
         digest = hashlib.blake2b(json.dumps(self.arguments(), sort_keys=True).encode(), digest_size=8)
         for name, part in zip(self.names, self.parts, strict=True):
-            stages = [stage.label for stage in part.stages]
+            stages = [stage.identity for stage in part.stages]
             digest.update(f"|{name}|{part.source.fingerprint()}|{stages}".encode())
         return f"{self.kind}({len(self.parts)}):{digest.hexdigest()}"
 

@@ -36,6 +36,11 @@ class NpySource(ArraySource):
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._found,)  # a worker may start in another directory
 
+    @property
+    def files(self) -> list[str]:
+        """The files that the rows are read from."""
+        return tree_.flatten(self._found)[0]
+
     def to_dict(self) -> dict[str, Any]:
         """Return the description that a config file would have."""
         return {"kind": self.kind, "path": self.path}
@@ -55,6 +60,11 @@ class NpzSource(ArraySource):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._found, self.keys)
+
+    @property
+    def files(self) -> list[str]:
+        """The file that the rows are read from."""
+        return [self._found]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the description that a config file would have."""

@@ -64,6 +64,11 @@ class RaggedSource:
         schema = tree_.unflatten(self._treedef, specs)
         return schema if self._columns is None else {**schema, **self._columns.schema}
 
+    @property
+    def held(self) -> Tree:
+        """All that the rows are made of: values, offsets, and the other columns."""
+        return self._arrays, self.offsets, [] if self._columns is None else self._columns.leaves
+
     def lengths(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the lengths of rows, without reading their values."""
         return self.offsets[rows + 1] - self.offsets[rows]

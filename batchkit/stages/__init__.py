@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from batchkit.stages.caching import Cache
 from batchkit.stages.columns import Cast, Drop, Rename, Select
 from batchkit.stages.cut import Batch, Chunk, PaddedBatch, Rebatch, Unbatch, Window, with_mask
 from batchkit.stages.order import OrderStage, Repeat, Shuffle, Skip, Take
@@ -17,6 +18,7 @@ __all__ = [
     "STAGES",
     "Batch",
     "BucketBatch",
+    "Cache",
     "Cast",
     "Chunk",
     "ColumnStage",
@@ -48,7 +50,7 @@ STAGES: Mapping[str, type[Stage]] = MappingProxyType(
         stage.verb: stage
         for stage in (
             *(Shuffle, Repeat, Take, Skip, Map, RandomMap, Filter, FlatMap, Window),
-            *(Batch, PaddedBatch, BucketBatch, Pack, Unbatch, Rebatch, Select, Drop, Rename, Cast),
+            *(Batch, PaddedBatch, BucketBatch, Pack, Unbatch, Rebatch, Select, Drop, Rename, Cast, Cache),
         )
     }
 )

@@ -29,6 +29,11 @@ class Stage:
         )
         return f"{self.verb}({given})"
 
+    @property
+    def identity(self) -> str:
+        """What a state must match: the label, without what changes no batch."""
+        return self.label
+
     def arguments(self) -> dict[str, Any]:
         """Return the arguments as JSON values; those left at their default are left out."""
         return {

@@ -1,0 +1,286 @@
+"""Nodes that keep what the node before them has computed; all else they ask of it, as of its first epoch."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from batchkit import stages as st
+from batchkit import tree as tree_
+from batchkit.caching import (
+    Column,
+    Leaves,
+    Outline,
+    Store,
+    Taken,
+    characters,
+    joined,
+    merged,
+    of_columns,
+    of_items,
+    text,
+    to_columns,
+    to_items,
+)
+from batchkit.errors import PipelineError, SchemaError, StageError
+from batchkit.plan.calls import Rows
+from batchkit.plan.combining import read_kept
+from batchkit.plan.lineage import Lineage
+from batchkit.plan.nodes import BatchesNode, Request, RowsNode, SlotPool
+from batchkit.plan.passes import Passes
+from batchkit.plan.placing import Placed
+from batchkit.plan.stores import Before, LazyStores, store_of
+from batchkit.ragged import Ragged
+from batchkit.schema import native
+from batchkit.sources.stacking import split_rows
+from batchkit.stages.order import Epochs, Positions
+
+__all__ = ["CachedBatches", "CachedRows", "cached_batches", "cached_rows", "refuse_stream"]
+
+_SCALAR = np.dtype(np.int64)
+
+
+class Form(NamedTuple):
+    """How rows come and go: columns, or one tree a row."""
+
+    listed: bool
+    """Whether those before may come as one tree a row."""
+    by_item: bool
+    """Whether those that did are given back so."""
+
+
+class CachedRows:
+    """Rows that are computed once. Their addresses are kept with them, so that what is random behind stays so."""
+
+    def __init__(
+        self, before: RowsNode, one: Placed, passes: Passes, form: Form, stores: LazyStores, final: bool
+    ) -> None:
+        self.length: int | None = before.length
+        self.before, self.number = before, one.number
+        self._where, self._passes, self._form, self._final = _where(before, one), passes, form, final
+        self._store = stores
+
+    def read(self, positions: Positions, epochs: Epochs, slots: SlotPool) -> Rows:
+        """Return the rows at ``positions``: the same in all epochs, but at their addresses of ``epochs``."""
+        at = np.arange(positions.start, positions.stop) if isinstance(positions, range) else positions
+        store = self._store()
+
+        def lease(column: int, rows: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+            return slots.column((self, column), rows, dtype, shape, self._final)
+
+        taken = store.take(at, lease)
+        left = None
+        if taken.outline is not None and taken.there.all():
+            rows = self._restored(taken.outline, taken.leaves)
+        else:
+            rows, left = self._completed(at, taken, store, slots)
+        if left is not None and not isinstance(epochs, int):
+            epochs = epochs[left]
+        rows.epochs = self._passes.later(rows.epochs, rows.ids, epochs)
+        if slots.sheet is not None:
+            slots.sheet.columns(self.number, rows.columns)
+        return rows
+
+    def requests(self, positions: Positions, epochs: Epochs) -> Iterator[Request]:
+        """Yield what is asked of the source if none of the rows is there."""
+        return self.before.requests(positions, 0)
+
+    def origins(self, positions: Positions, epochs: Epochs) -> Lineage:
+        """Return which source rows they are, as of the first epoch."""
+        return self.before.origins(positions, 0)
+
+    def _completed(
+        self, at: npt.NDArray[np.int64], taken: Taken, store: Store, slots: SlotPool
+    ) -> tuple[Rows, npt.NDArray[np.int64] | None]:
+        """Compute what is not there, and store it; return all rows, and which are left if some had to be left out."""
+        lacking = np.flatnonzero(~taken.there)
+        computed, kept = read_kept(self.before, at[lacking], 0, slots)
+        places = lacking if kept is None else lacking[kept]
+        if not len(places) and len(at):
+            if taken.outline is None:
+                raise StageError("every row of the batch failed and was left out, so that nothing is left of it")
+            return self._restored(taken.outline, taken.leaves), np.flatnonzero(taken.there)
+        if not len(at) or (taken.outline is None and not store.accepts):
+            return computed, None if kept is None else places
+        outline, leaves = self._recorded(computed)
+        with _naming(self._where):
+            store.write(at[places], outline, leaves)
+            if taken.outline is None:
+                return computed, None if kept is None else places
+            outline = merged(taken.outline, outline)
+        there = np.flatnonzero(taken.there)
+        whole = np.sort(np.concatenate([there, places]))
+        where = (np.searchsorted(whole, there), np.searchsorted(whole, places))
+        both = [joined(one, other, where) for one, other in zip(taken.leaves, leaves, strict=True)]
+        return self._restored(outline, both), None if kept is None else whole
+
+    def _recorded(self, rows: Rows) -> tuple[Outline, Leaves]:
+        """Return rows as a store takes them: their addresses, then their leaves."""
+        if rows.items is not None or self._form.listed:
+            items = split_rows(rows.columns) if rows.items is None else rows.items
+            outline, leaves = of_items(items, rows.ids, self._where)
+        else:
+            outline, leaves = of_columns(rows.columns)
+        addresses, columns = [rows.ids], [Column("row", _SCALAR, ())]
+        if not self._passes.one:
+            addresses.append(np.broadcast_to(np.asarray(rows.epochs, np.int64), rows.ids.shape))
+            columns.append(Column("epoch", _SCALAR, ()))
+        whole = dataclasses.replace(outline, columns=(*columns, *outline.columns), addresses=len(columns))
+        return whole, [*addresses, *leaves]
+
+    def _restored(self, outline: Outline, leaves: Leaves) -> Rows:
+        ids = np.asarray(leaves[0])
+        epochs: Any = 0 if self._passes.one else np.asarray(leaves[1])
+        if outline.form == "items" and (self._form.by_item or outline.varies):
+            return Rows(ids, epochs, items=to_items(outline, leaves))
+        return Rows(ids, epochs, columns=to_columns(outline, leaves, ids))
+
+
+class CachedBatches:
+    """Batches that are computed once, by their number; each rank keeps its own."""
+
+    def __init__(self, before: BatchesNode, one: Placed, passes: Passes, stores: LazyStores) -> None:
+        self.length: int | None = before.length
+        self.before, self.number = before, one.number
+        self._where, self._passes, self._store = _where(before, one), passes, stores
+
+    def read(self, number: int, epoch: int, shard: tuple[int, int], slots: SlotPool) -> Rows:
+        """Return a batch: the same in all epochs, but its rows have their addresses of ``epoch``."""
+        at = np.array([number])
+        store = self._store(shard)
+        taken = store.take(at, lambda column, *kind: slots.column((self, column), *kind))
+        if taken.outline is not None:
+            rows = self._restored(taken.outline, taken.leaves)
+        else:
+            mark = None if slots.guard is None else slots.guard.mark()
+            rows = self.before.read(number, 0, shard, slots)
+            if store.accepts and (slots.guard is None or slots.guard.mark() == mark):
+                with _naming(self._where):
+                    store.write(at, *self._recorded(rows))
+        rows.epochs = self._passes.later(rows.epochs, rows.ids, epoch)
+        if slots.sheet is not None:
+            slots.sheet.columns(self.number, rows.columns)
+        return rows
+
+    def requests(self, number: int, epoch: int, shard: tuple[int, int]) -> Iterator[Request]:
+        """Yield what is asked of the source if the batch is not there."""
+        return self.before.requests(number, 0, shard)
+
+    def origins(self, number: int, epoch: int, shard: tuple[int, int]) -> Lineage:
+        """Return which source rows the batch holds, as of the first epoch."""
+        return self.before.origins(number, 0, shard)
+
+    def _recorded(self, rows: Rows) -> tuple[Outline, Leaves]:
+        """Return a batch as a store takes it: one row, whose leaves are the columns."""
+        columns = [Column("row", _SCALAR, (None,)), Column("epoch", _SCALAR, (None,)), Column("surplus", _SCALAR, ())]
+        leaves: Leaves = [[rows.ids], [np.atleast_1d(np.asarray(rows.epochs, np.int64))], np.array([int(rows.surplus)])]
+        parts = tree_.map_leaves(_parts_of, rows.columns)
+        found, nesting = tree_.flatten(parts)
+        for path, leaf in zip(tree_.paths(nesting), found, strict=True):
+            kind, value = "array", leaf
+            if leaf.dtype.kind in "US":
+                kind, value = "text", characters(leaf)
+            # How many rows the last batch has, is its own, and so is how wide a text is.
+            sides = (None, *value.shape[1:-1], None) if kind == "text" else (None, *value.shape[1:])
+            columns.append(Column(path, native(value.dtype), sides, kind))
+            leaves.append([value])
+        return Outline(tuple(columns), 3, nesting, "columns"), leaves
+
+    def _restored(self, outline: Outline, leaves: Leaves) -> Rows:
+        ids, epochs, surplus, *values = (
+            text(leaf[0]) if column.kind == "text" else leaf[0]
+            for column, leaf in zip(outline.columns, leaves, strict=True)
+        )
+        columns = _whole_of(tree_.unflatten(outline.nesting, values))
+        return Rows(ids, int(epochs[0]) if len(epochs) == 1 else epochs, columns, surplus=bool(surplus))
+
+
+def _parts_of(leaf: Any) -> Any:
+    if isinstance(leaf, Ragged):
+        return {_VALUES: leaf.values, _OFFSETS: leaf.offsets}
+    return leaf
+
+
+_VALUES, _OFFSETS = "ragged values", "ragged offsets"
+
+
+def _whole_of(tree: Any) -> Any:
+    if type(tree) is dict:
+        if tree.keys() == {_VALUES, _OFFSETS}:
+            return Ragged(tree[_VALUES], tree[_OFFSETS])
+        return {key: _whole_of(part) for key, part in tree.items()}
+    if isinstance(tree, tuple):
+        parts = [_whole_of(part) for part in tree]
+        return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
+    return tree
+
+
+@contextlib.contextmanager
+def _naming(where: str) -> Iterator[None]:
+    try:
+        yield
+    except SchemaError as exc:
+        exc.args = (f"{where}: {exc}",)
+        raise
+
+
+def cached_rows(
+    before: RowsNode, one: Placed, made_of: Before, passes: Passes, listed: bool, behind: Sequence[Placed], final: bool
+) -> CachedRows:
+    """Return the node of a cache of rows, with the stages ``behind`` it.
+
+    ``listed``: rows may come as one tree a row. ``final``: nothing but these stages touches the rows any more.
+
+    Raises:
+        PipelineError: the rows before are endless.
+    """
+    stages = [other.stage for other in behind]
+    # What is cut in another way than by batch() may treat rows otherwise than columns.
+    takes = next((type(stage) for stage in stages if isinstance(stage, (st.Batch, st.Window, st.Cache))), None)
+    touched = any(other.called or isinstance(other.stage, (st.Unbatch, st.Window, st.Cache)) for other in behind)
+    form = Form(listed, by_item=takes is not st.Batch)
+    assert isinstance(one.stage, st.Cache)
+    stores = LazyStores(functools.partial(store_of, one.stage, made_of, before.length or 0, _where(before, one)))
+    return CachedRows(before, one, passes, form, stores, final and not touched)
+
+
+def cached_batches(before: BatchesNode, one: Placed, made_of: Before, passes: Passes) -> CachedBatches:
+    """Return the node of a cache of batches.
+
+    Raises:
+        PipelineError: the batches before are endless.
+    """
+    assert isinstance(one.stage, st.Cache)
+    stores = LazyStores(functools.partial(store_of, one.stage, made_of, before.length or 0, _where(before, one)))
+    return CachedBatches(before, one, passes, stores)
+
+
+def refuse_stream(one: Placed, behind: Placed | None) -> NoReturn:
+    """Say that rows cannot be kept because they have no numbers: those of a generator, or ``behind`` a stage.
+
+    Raises:
+        PipelineError: always.
+    """
+    where = f"stage {one.number} {one.stage.label} cannot follow "
+    if behind is None:
+        raise PipelineError(
+            f"{where}a generator: its rows have no numbers to find them by. Use from_sequence(list(...)) where the "
+            "rows fit into memory, or write them to .npy files once"
+        )
+    raise PipelineError(
+        f"{where}stage {behind.number} {behind.stage.label}: how many rows that gives depends on what is in them, so "
+        "that they have no numbers to find them by. Put cache() before it"
+    )
+
+
+def _where(before: RowsNode | BatchesNode, one: Placed) -> str:
+    where = f"stage {one.number} {one.stage.label}"
+    if before.length is None:
+        raise PipelineError(f"{where} cannot keep endless rows: put repeat() behind cache()")
+    return where
