@@ -7,6 +7,7 @@ is missed is printed as missed. Writes ``results/sequences.json`` and ``.png``.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -245,7 +246,24 @@ def states(data: Sequences, rounds: int) -> list[Line]:
 
     timings = take_turns([Contender("with", with_states), Contender("without", without)], 3 * rounds)
     times = 1 / ratio(timings, "with", "without")
-    return [Line("an epoch, with state_dict() in every step", "without", times, 1.03, at_most=True)]
+    lines = [Line("an epoch, with state_dict() in every step", "without", times, 1.03, at_most=True)]
+    held = packed(data, "first_fit")
+    for name, pipe, bound in (("by number", padded(data), 20), (f"{BINS} rows being packed", held, 200)):
+        seconds, size = _state_seconds(pipe)
+        lines.append(Line(f"state_dict(), {name}", f"JSON of {size} bytes", 1e6 * seconds, bound, "us", at_most=True))
+    return lines
+
+
+def _state_seconds(pipe: Any, steps: int = 100) -> tuple[float, int]:
+    """Return the median time of state_dict() over some steps, and the size of the largest."""
+    taken, size = [], 0
+    with bk.Loader(pipe, executor="inline") as loader:
+        for _ in itertools.islice(loader, steps):
+            began = time.perf_counter()
+            state = loader.state_dict()
+            taken.append(time.perf_counter() - began)
+            size = max(size, len(json.dumps(state)))
+    return statistics.median(taken), size
 
 
 @dataclass(frozen=True)

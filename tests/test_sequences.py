@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 import batchkit as bk
+from batchkit.bench.stages import stage_limits
 from batchkit.plan.assembling import RUN
 from tests.executors import EXECUTORS
 
@@ -262,3 +263,29 @@ def test_a_step_is_explained_by_lengths_alone() -> None:
         for step in (0, 7, len(told) - 1):
             found = bk.explain(make(bk.from_source(Unread({"x": TOKENS}, OFFSETS))), step).to_dict()
             assert {name: found[name] for name in told[step]} == told[step]
+
+
+@pytest.mark.parametrize(
+    ("make", "stages"),
+    [
+        (lambda: unknown().filter(long_enough).padded_batch(8), {"filter", "padded_batch"}),
+        (lambda: known().pack(32).batch(4).map(dict), {"pack", "batch", "map"}),
+        (lambda: unknown().map(dict).bucket_batch(8, boundaries=[10, 30]), {"map", "bucket_batch"}),
+        (lambda: bk.concat([unknown().filter(long_enough), unknown()]).pack(32).batch(4), {"filter", "pack", "batch"}),
+        (lambda: known().padded_batch(8, length=32).filter(lambda c: c["x"][:, 0] > 3).rebatch(4), {"rebatch"}),
+        (lambda: bk.from_generator(lambda: iter([{"x": 1}] * 40)).map(dict).batch(4), {"map", "batch"}),
+    ],
+)
+def test_the_limit_of_every_stage_is_measured(make: Any, stages: set[str]) -> None:
+    with bk.Loader(make()) as loader:
+        limits = stage_limits(loader, steps=4, rounds=2)
+    assert all(limit.median > 0 for limit in limits if not limit.name.startswith("batch"))
+    assert {limit.name.split(": ")[-1].split("(")[0] for limit in limits} >= stages
+
+
+def test_verify_finds_nothing_in_what_is_cut_in_order() -> None:
+    for make in (
+        lambda: known().shuffle(1).bucket_batch(8, boundaries=[10, 30]),
+        lambda: unknown().filter(long_enough).pack(32).batch(4),
+    ):
+        assert bk.verify(make()).findings == ()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,11 +15,13 @@ import numpy as np
 from batchkit import tree as tree_
 from batchkit.errors import PipelineError
 from batchkit.loader import Loader
-from batchkit.metering import HOST_COPY, PUT, SOURCE
-from batchkit.plan import Plan, Step, compile
+from batchkit.metering import HOST_COPY, PUT, SOURCE, MeasuredSlots, Sheet
+from batchkit.plan import ChunkPlan, Plan, Step, compile
 from batchkit.plan.calls import Call, Rows, call_columns, call_rows
+from batchkit.plan.memory import FreshMemory
+from batchkit.plan.walked import computed_here
 from batchkit.report import stage_names
-from batchkit.sources.stacking import stack_rows
+from batchkit.tree import Tree
 
 __all__ = ["StageLimit", "stage_limits"]
 
@@ -149,34 +152,91 @@ class _Indexed:
 
 
 class _Streamed:
-    """A generator, then one after the other the functions that are applied to what was pulled."""
+    """Batches that are cut in order: what is computed in chunks, the cutting, and what is done to what was cut."""
 
     def __init__(self, plan: Plan, steps: Sequence[Step], loader: Loader) -> None:
         self._plan, self._steps, self._loader = plan, steps, loader
         self._slots = loader.host_slots()
+        self._chunks: list[tuple[ChunkPlan, Step]] = []
+        self._results: list[list[Tree]] = []
+        if plan.chunks:
+            self._walked(self._recorded)
+
+    def _walked(self, feeds: Any) -> list[Step]:
+        with contextlib.closing(self._plan.steps(0, feeds=feeds)) as steps:  # type: ignore[type-var]
+            return list(itertools.islice(steps, len(self._steps)))
+
+    def _recorded(self, chunks: ChunkPlan, steps: Iterator[Step]) -> Iterator[Tree]:
+        results: list[Tree] = []
+        self._results.append(results)
+        for step in steps:
+            self._chunks.append((chunks, step))
+            results.append(chunks.compute(step, FreshMemory()))
+            yield results[-1]
+
+    def _replayed(self) -> Any:
+        kept = iter(self._results)
+        return lambda chunks, steps: (tree for _, tree in zip(steps, next(kept), strict=False))
 
     def rows(self) -> float:
         return statistics.fmean(len(step.rows.ids) for step in self._steps if step.rows is not None)
 
     def stages(self) -> Any:
         """Yield the number of every stage, and what runs it over all steps and returns the seconds."""
-        yield SOURCE, lambda: _timed(lambda: list(itertools.islice(self._plan.steps(0), len(self._steps))))
-        now = [_copied(step.rows) for step in self._steps if step.rows is not None]
-        row_calls, batch_calls = self._plan.late_calls
+        plan = self._plan
+        if plan.chunks:
+            yield from self._in_chunks()
+            yield plan.cuts_at, lambda: _timed(lambda: self._walked(self._replayed()))
+        elif plan.cuts_at != plan.last_batch or plan.paddings:  # by lengths alone: nothing is read on the way
+            yield plan.cuts_at, lambda: _timed(lambda: [*map(plan.given, self._walked(computed_here))])
+        else:
+            yield SOURCE, lambda: _timed(lambda: self._walked(computed_here))
+        now = [plan.given(step) for step in self._steps]
+        row_calls, batch_calls = plan.late_calls
         for call in row_calls:
             yield call.number, _repeated(now, functools.partial(_called_rows, call))
             now = [_called_rows(call, _copied(rows)) for rows in now]
-        if now and now[0].items is not None:
-            yield self._plan.last_batch, _repeated(now, self._stacked)
-            now = [self._stacked(_copied(rows)) for rows in now]
+        if plan.cut is not None:
+            groups = [step.group for step in self._steps]
+            if plan.cuts_at != plan.last_batch or not (plan.chunks or plan.paddings):
+                yield plan.last_batch, _timed_in_turn(now, groups, self._cut)
+            now = [self._cut(_copied(rows), group) for rows, group in zip(now, groups, strict=True)]
         for call in batch_calls:
             yield call.number, _repeated(now, functools.partial(_called_columns, call))
             now = [_called_columns(call, _copied(rows)) for rows in now]
-        yield from _delivery(self._plan, self._loader, now, self._slots)
+        yield from _delivery(plan, self._loader, now, self._slots)
 
-    def _stacked(self, rows: Rows) -> Rows:
-        columns = stack_rows(rows.items or [], rows.ids, self._plan.after, self._slots.column)
-        return Rows(rows.ids, rows.epochs, columns=columns)
+    def _in_chunks(self) -> Any:
+        """Yield the source and the stages that are computed in chunks."""
+        for number in sorted(self._measured()):
+            yield number, functools.partial(self._seconds, number)
+
+    def _seconds(self, number: int) -> float:
+        return self._measured().get(number, 0.0)
+
+    def _measured(self) -> dict[int, float]:
+        """Compute all chunks; return what each stage took of them."""
+        found: dict[int, float] = {}
+        for chunks, step in self._chunks:
+            sheet = Sheet()
+            chunks.compute(step, MeasuredSlots(FreshMemory(), sheet))
+            for number, figures in sheet.stages.items():
+                found[number] = found.get(number, 0.0) + figures[1]
+            sheet.end()
+        return found
+
+    def _cut(self, rows: Rows, group: int) -> Rows:
+        return self._plan.cut_rows(rows, group, self._slots)
+
+
+def _timed_in_turn(
+    inputs: Sequence[Rows], groups: Sequence[int], function: Callable[[Rows, int], Any]
+) -> Callable[[], float]:
+    def run() -> float:
+        copies = [_copied(rows) for rows in inputs]
+        return _timed(lambda: [function(rows, group) for rows, group in zip(copies, groups, strict=True)])
+
+    return run
 
 
 def _called_rows(call: Call, rows: Rows) -> Rows:

@@ -196,6 +196,8 @@ def _last_cut(pipeline: Pipeline) -> tuple[int, st.Batch]:
     cuts = [(number, stage) for number, stage in enumerate(pipeline.stages) if isinstance(stage, st.Batch)]
     if not cuts:
         raise NotRunError("the source cuts the batches itself")
+    if isinstance(cuts[-1][1], st.BucketBatch):
+        raise NotRunError("how long rows are decides which of them make a batch")
     if any(isinstance(stage, st.PaddedBatch) and not stage.static for _, stage in cuts):
         raise NotRunError("the longest row of a batch decides how far its rows are padded")
     return cuts[-1]

@@ -39,7 +39,7 @@ class ChunkPlan:
         self.pipeline, self.node, self.cut = pipeline, node, cut
         self.sent = pipeline
         self.last_function = last_function
-        self._calls = tuple(calls)
+        self.calls = tuple(calls)
         self.one_each = not cut and not any(changes_number(call.stage) for call in calls)
         """Whether it makes one row of each."""
         self.shard = (0, 1)
@@ -55,7 +55,7 @@ class ChunkPlan:
         guard = slots.guard
         if guard is not None:
             guard.begin()
-        rows = rowwise(self._read(step, slots), self._calls, guard, slots.sheet)
+        rows = rowwise(self.read(step, slots), self.calls, guard, slots.sheet)
         if guard is not None:
             guard.end((step.epoch, step.number))
         return {
@@ -66,7 +66,8 @@ class ChunkPlan:
             "step": np.array([step.epoch, step.number]),
         }
 
-    def _read(self, step: Step, slots: Any) -> Rows:
+    def read(self, step: Step, slots: Any) -> Rows:
+        """Return the rows that a chunk is made of."""
         given = step.rows
         assert given is not None
         if self.node is None:

@@ -214,21 +214,12 @@ class Plan:
 
     def _finished(self, step: Step, slots: Any) -> Rows:
         """Do to the rows that were cut what is left to do."""
-        given = step.rows
-        assert given is not None
-        # The step may be computed again after a failure: leave its rows as they are.
-        rows = dataclasses.replace(given)
+        rows = self.given(step, slots)
         row_calls, batch_calls = self.late_calls
         surplus = rows.surplus
-        if self.packs is not None:
-            rows = unpacked(self.packs, rows, self.reader, self.after, slots)
-        elif rows.columns is None and rows.items is None:
-            assert self.reader is not None
-            assert given.places is not None
-            rows = self.reader.read(given.places, given.epochs, slots)
         if self.cut is not None:
             rows = call_rows(rows, row_calls, slots.guard, slots.sheet)
-            rows = cut_rows(self.paddings[step.group] if self.paddings else self.cut, rows, self.after, slots.column)
+            rows = self.cut_rows(rows, step.group, slots)
             if step.size is not None:
                 rows = nodes.pad_columns(nodes.none_of(rows) if surplus else rows, step.size)
                 surplus = False
@@ -238,11 +229,38 @@ class Plan:
         rows.surplus = surplus
         return rows
 
+    def given(self, step: Step, slots: Any = None) -> Rows:
+        """Return the rows that were cut for a step: read where they are only positions, packed rows put together."""
+        given = step.rows
+        assert given is not None
+        slots = FreshMemory() if slots is None else slots
+        if self.packs is not None:
+            return unpacked(self.packs, given, self.reader, self.after, slots)
+        if given.columns is None and given.items is None:
+            assert self.reader is not None
+            assert given.places is not None
+            rows = self.reader.read(given.places, given.epochs, slots)
+            rows.surplus = given.surplus
+            return rows
+        return dataclasses.replace(given)  # the step may be computed again after a failure: leave its rows as they are
+
+    def cut_rows(self, rows: Rows, group: int, slots: Any) -> Rows:
+        """Return the rows of a step as columns, filled up as the stage that cut them says."""
+        assert self.cut is not None
+        return cut_rows(self.paddings[group] if self.paddings else self.cut, rows, self.after, slots.column)
+
+    @functools.cached_property
+    def cuts_at(self) -> int:
+        """The number of the stage that takes the most part in cutting in order."""
+        found = [n for n, stage in enumerate(self.pipeline.all_stages) if isinstance(stage, (st.Pack, st.BucketBatch))]
+        return found[-1] if found else self.last_batch
+
     @functools.cached_property
     def last_batch(self) -> int:
         """The number of the last stage that cuts batches."""
         return max(
-            (number for number, stage in enumerate(self.pipeline.stages) if isinstance(stage, st.Batch)), default=0
+            (n for n, stage in enumerate(self.pipeline.all_stages) if isinstance(stage, (st.Batch, st.Rebatch))),
+            default=0,
         )
 
     def ready(self, rows: Rows, slots: Any) -> Tree:
