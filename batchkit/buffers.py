@@ -93,17 +93,19 @@ class _Ring:
             self._leases += 1
             if self._leases % _TRIM_EVERY == 0:
                 self._trim()
-            for _ in range(min(len(columns), _LOOKED_AT)):
+            baseline = self._baseline
+            # min() would take longer than the rest of the line.
+            for _ in range(len(columns) if len(columns) < _LOOKED_AT else _LOOKED_AT):
                 entry = columns[0]
                 columns.rotate(-1)
                 references = getrefcount(entry[0])
                 # Without a GIL a reference that moves from one thread to another can be missed: look twice.
-                if references == self._baseline and getrefcount(entry[0]) == self._baseline:
+                if references == baseline and getrefcount(entry[0]) == baseline:
                     return entry[1][:rows]
-                if references < self._baseline and getrefcount(entry[0]) < self._baseline:
+                if references < baseline and getrefcount(entry[0]) < baseline:
                     # A transient reference was counted: a held slot would look free.
                     raise BackendError(
-                        f"a host slot has {references} references, fewer than the {self._baseline} it was made with. "
+                        f"a host slot has {references} references, fewer than the {baseline} it was made with. "
                         "This is an error in batchkit or in the backend's allocate(): please report it"
                     )
             return self._grow()[:rows]

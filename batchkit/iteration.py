@@ -45,17 +45,19 @@ class Work:
 
 
 def _computing(plan: Plan | ChunkPlan, slots: Slots, meter: Meter) -> Callable[[Step], Tree]:
+    plan_compute = plan.compute
+
     def compute(step: Step) -> Tree:
         """Return the host batch of a step."""
-        meter.due -= 1
-        return plan.compute(step, slots) if meter.due > 0 else measured(step)
+        meter.due = due = meter.due - 1
+        return plan_compute(step, slots) if due > 0 else measured(step)
 
     def measured(step: Step) -> Tree:
         sheet = meter.open()
         sheet.step = (step.epoch, step.number)
         try:
             sheet.watch()
-            tree = plan.compute(step, MeasuredSlots(slots, sheet))
+            tree = plan_compute(step, MeasuredSlots(slots, sheet))
         except BaseException:
             meter.drop(sheet)
             raise

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import optree
 
-__all__ = ["Tree", "TreeDef", "flatten", "leaf_label", "map_leaves", "paths", "unflatten"]
+__all__ = ["Tree", "TreeDef", "flatten", "joiner", "leaf_label", "map_leaves", "paths", "unflatten"]
 
 Tree: TypeAlias = Any
 """A nesting of dicts, tuples and named tuples with leaves in it."""
@@ -42,6 +42,19 @@ def flatten(tree: Tree) -> tuple[list[Any], TreeDef]:
 def unflatten(treedef: TreeDef, leaves: Sequence[Any]) -> Tree:
     """Put leaves back into their nesting; the dict keys keep their first order."""
     return treedef.unflatten(leaves)
+
+
+def joiner(tree: Tree) -> Callable[[Sequence[Any]], Tree]:
+    """Return what puts leaves into the nesting of ``tree``; for use with every batch.
+
+    >>> joiner({"a": 1, "b": 2})([3, 4]), joiner({"b": 1, "a": (2,)})([3, 4])
+    ({'a': 3, 'b': 4}, {'b': 4, 'a': (3,)})
+    """
+    treedef = flatten(tree)[1]
+    if type(tree) is dict and tuple(tree) == paths(treedef):  # flat, and in order: half the time
+        return lambda leaves: dict(zip(tree, leaves))  # noqa: B905  # once a batch: strict costs
+    unflattened: Callable[[Sequence[Any]], Tree] = treedef.unflatten
+    return unflattened
 
 
 def map_leaves(function: Callable[[Any], Any], tree: Tree) -> Tree:

@@ -269,6 +269,50 @@ def memory(steps: int) -> list[Line]:
     return lines
 
 
+PEAK = """
+import sys, numpy as np, batchkit as bk
+from batchkit.bench.memory import forget_peak, peak, workers
+def change(batch):
+    return {"x": batch["x"] + 1}
+if __name__ == "__main__":
+    executor, changed, row = sys.argv[1], sys.argv[2] == "changed", int(sys.argv[3])
+    pipe = bk.from_arrays({"x": np.ones((256, row), np.float32)}).shuffle(0).repeat(10).batch(64)
+    pipe = pipe.map(change) if changed else pipe
+    with bk.Loader(pipe, executor=executor, workers=2, prefetch=2) as loader:
+        forget_peak()
+        before, elsewhere = peak(), 0
+        for batch in loader:
+            batch["x"].sum()
+            elsewhere = max(elsewhere, workers())
+        print(peak() - before + elsewhere)
+"""
+ROW = 1 << 18  # a batch of 64 MiB: far from where the C library keeps for later what is freed
+
+
+def peak_memory() -> list[Line]:
+    """How many batches are in memory at a time, besides the source, wherever they are; shared memory counts once."""
+    lines = []
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder) / "peak.py"
+        script.write_text(PEAK)
+
+        def taken(*arguments: str) -> int:
+            command = [sys.executable, str(script), *arguments]
+            # A session of its own: its workers are found by that.
+            done = subprocess.run(command, capture_output=True, text=True, check=True, start_new_session=True)
+            return int(done.stdout)
+
+        for work, what in {"as they are": "plain", "through x + 1": "changed"}.items():
+            for executor, workers in {"inline": 0, "threads": 2, "processes": 2}.items():
+                fixed = taken(executor, what, "1")  # modules, interpreters
+                batches = (taken(executor, what, str(ROW)) - fixed) / (64 * ROW * 4)
+                work_done = f"peak memory, {executor}, 2 prefetched: rows {work}"
+                lines.append(
+                    Line(work_done, "prefetch + workers + 2", batches, 2.0 + workers + 2.0, "batches", at_most=True)
+                )
+    return lines
+
+
 def main() -> None:
     """Measure, show, write and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -288,6 +332,7 @@ def main() -> None:
         lambda: first_batch(options.rounds),
         lambda: large_batches(options.rounds),
         lambda: memory(options.steps),
+        peak_memory,
     ]
     lines: list[Line] = []
     for part in parts:

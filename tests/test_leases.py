@@ -81,7 +81,12 @@ def test_columns_that_other_threads_let_go_are_never_filled_before() -> None:
 
 @pytest.mark.parametrize(
     ("file", "counted"),
-    [("buffers.py", "entry[0]"), ("executors/feeding.py", "self.memory"), ("plan/ownership.py", "root")],
+    [
+        ("buffers.py", "entry[0]"),
+        ("executors/pieces.py", "self.memory"),
+        ("executors/arena.py", "self.root"),
+        ("plan/ownership.py", "root"),
+    ],
 )
 def test_a_count_is_compared_with_one_of_the_same_expression(file: str, counted: str) -> None:
     """Interpreters differ in which references an expression itself adds."""

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import batchkit as bk
 from batchkit.executors import AutoExecutor, Setting, ThreadExecutor, tuning
+from batchkit.executors.threads import Patience
 from batchkit.executors.tuning import MOST_THREADS, Seen, Trial, Tuner
 from batchkit.testing import ExecutorConformance
 
@@ -78,6 +79,7 @@ def test_what_is_chosen_for_steps_of_a_kind(machine: Machine, executor: str, wor
     gap=st.floats(0, 3),
     cores=st.integers(1, 64),
 )
+@example(seconds=1.0, cpu=1.0, held=0.3125, gap=0.0, cores=4)
 def test_what_is_chosen_is_near_the_best(seconds: float, cpu: float, held: float, gap: float, cores: int) -> None:
     machine = Machine(seconds, seconds * cpu, seconds * cpu * held, seconds * gap, cores)
     tuner = machine.tuned(Tuner(BOTH, cores))
@@ -182,6 +184,28 @@ def test_cheap_steps_stay_in_the_callers_thread(monkeypatch: pytest.MonkeyPatch)
         assert sorted(rows_of(loader)) == list(range(2000))
         assert loader.setting == Setting("inline", 0, 2)
         assert "steps are so cheap" in loader.report()
+
+
+class Unmoved(Patience):
+    """Sees every step as too cheap for workers."""
+
+    looks = 0
+
+    def observe(self, cost: float, gap: float) -> bool:
+        self.looks += 1
+        return False
+
+
+def test_steps_that_have_been_cheap_are_not_all_looked_at_again_in_the_next_epoch() -> None:
+    with bk.Loader(numbers(2000).shuffle(0).batch(5)) as loader:
+        assert isinstance(loader.executor, AutoExecutor)
+        loader.executor.patience = patience = Unmoved()
+        looks = []
+        for _ in range(3):
+            assert sorted(rows_of(loader)) == list(range(2000))
+            looks.append(patience.looks)
+    assert looks[0] > 64
+    assert looks[1] - looks[0] == looks[2] - looks[1] == 400 // 128 + 1
 
 
 @pytest.mark.usefixtures("patient")

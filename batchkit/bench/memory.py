@@ -20,7 +20,7 @@ def forget_peak() -> None:
 
 def peak() -> int | None:
     """Return the most bytes that were resident at a time, among them pages of mapped files; ``None`` if unknown."""
-    held = _kibibytes("self/status", "VmHWM")
+    held = _kibibytes("self/status").get("VmHWM")
     if held is not None:
         return held * 1024
     try:
@@ -42,8 +42,8 @@ def workers() -> int:
     total = 0
     for entry in _PROC.iterdir():
         if entry.name.isdigit() and int(entry.name) != here and _session(entry) == session:
-            held = _kibibytes(f"{entry.name}/smaps_rollup", "Pss") or 0
-            total += held - (_kibibytes(f"{entry.name}/smaps_rollup", "Pss_Shmem") or 0)
+            held = _kibibytes(f"{entry.name}/smaps_rollup")  # read once: its shares change at any time
+            total += held.get("Pss", 0) - held.get("Pss_Shmem", 0)
     return total * 1024
 
 
@@ -55,9 +55,11 @@ def _session(process: Path) -> int | None:
         return None
 
 
-def _kibibytes(path: str, name: str) -> int | None:
+def _kibibytes(path: str) -> dict[str, int]:
+    """Return all sizes in a file of the process's; none if it has ended meanwhile."""
     try:
         lines = (_PROC / path).read_text(errors="replace").splitlines()
     except OSError:
-        return None
-    return next((int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), None)
+        return {}
+    fields = (line.split() for line in lines if line.endswith(" kB"))
+    return {name.rstrip(":"): int(size) for name, size, _ in fields}

@@ -72,6 +72,8 @@ class AutoExecutor:
             memory_limit,
         )
         self.patience = Patience()
+        self.cheap = 0
+        """How many of the steps that were looked at in a row were too cheap for workers."""
         self.seen: list[Seen] = []
         self.spent = 0.0
         """Seconds of work in the caller's thread."""
@@ -195,7 +197,8 @@ class _AutoRun:
         self._run: Run | None = None
         self._clock: _Clock | None = None
         self._returned = 0.0
-        self._calm = self._cheap = 0
+        # Where steps have been cheap, an epoch's first ones are not looked at: they may have the order to make.
+        self._calm = 3 if executor.cheap > _CALM else 0
         self._closed = False
         self._choose()
 
@@ -260,9 +263,9 @@ class _AutoRun:
         executor = self._executor
         executor.spent += seen.seconds
         executor.seen = [*executor.seen[1 - _SEEN :], seen]
-        self._cheap = 0 if executor.patience.observe(seen.seconds, seen.gap) else self._cheap + 1
-        self._calm = _RARELY if self._cheap > _CALM else 1
-        if not self._cheap and not self._closed and self._seen_enough():
+        executor.cheap = 0 if executor.patience.observe(seen.seconds, seen.gap) else executor.cheap + 1
+        self._calm = _RARELY if executor.cheap > _CALM else 1
+        if not executor.cheap and not self._closed and self._seen_enough():
             self._choose()
             if not executor.tuner.started:  # nothing should be faster: look again later
                 self._calm = _CALM

@@ -6,7 +6,6 @@ import os
 import pickle
 import threading
 import time
-from sys import getrefcount
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,8 @@ import numpy.typing as npt
 from batchkit import tree as tree_
 from batchkit.errors import WorkerError
 from batchkit.executors.arena import Arena, find, sizes
-from batchkit.executors.transport import Channel, Handle, Transport, packed
+from batchkit.executors.pieces import Holder, Piece
+from batchkit.executors.transport import Channel, packed
 from batchkit.metering import SOURCE, Sheet
 from batchkit.sources.stacking import detached
 from batchkit.tree import Tree
@@ -29,45 +29,16 @@ LARGE = 1 << 20
 """From so many bytes on, a caller who keeps a small leaf of a batch shall not keep the others with it."""
 
 
-class _Shared:
-    """One piece of shared memory, leased as host slots are: by the references to its root array.
-
-    Its handle is closed as soon as the worker has mapped it, so that a caller may keep any number of batches.
-    """
-
-    __slots__ = ("baseline", "handle", "memory", "number")
-
-    def __init__(self, size: int, number: int, transport: Transport) -> None:
-        self.handle: Handle | None
-        self.memory, self.handle = transport.new_memory(size)
-        self.number = number
-        self.baseline = getrefcount(self.memory)
-
-    @property
-    def free(self) -> bool:
-        """Whether nobody refers to it any more."""
-        return getrefcount(self.memory) == self.baseline
-
-    def settled(self) -> None:
-        """Close the handle: the worker has mapped the memory, or never will."""
-        handle, self.handle = self.handle, None
-        if handle is not None:
-            handle.close()
-
-
 class FedWorker:
     """One worker process, as the thread that feeds it sees it."""
-
-    KEPT = 4  # pieces of memory that may lie idle
 
     def __init__(self, pool: Any) -> None:
         self._pool = pool
         self._channel: Channel | None = None
         self._process = 0
-        self._pieces: list[_Shared] = []
-        self._dropped: list[int] = []
-        self._count = 0
-        self._need = 0
+        self._pieces = pool.pieces
+        self._holder = Holder()
+        self._taken: list[Piece] = []
         self.busy = False
         self._interrupted = False
         self._fresh = True
@@ -125,6 +96,9 @@ class FedWorker:
                 meter.add(sheet)
             return batch
         finally:
+            for piece in self._taken:
+                self._pieces.give(piece)
+            self._taken.clear()
             with self._lock:
                 self.busy = False
 
@@ -149,8 +123,8 @@ class FedWorker:
             sheet.restart()
         deadline = None if self._pool.timeout is None else time.monotonic() + self._pool.timeout
         piece, handed = self._handed(step)
-        if piece is None and self._need:
-            piece = self._piece(self._need)
+        if piece is None and self._pieces.need:
+            piece = self._piece(self._pieces.need)
         if sheet is not None:
             sheet.lap(SOURCE, calls=0)
         self._send(channel, step, piece, handed, sheet is not None)
@@ -166,7 +140,7 @@ class FedWorker:
                     f"seconds and was ended{self._rows(step)}. Give it more time, or look for what hangs there"
                 ) from None
             if piece is not None:
-                piece.settled()
+                self._pieces.mapped(piece, self._holder)
             kind = reply[0]
             if kind == "batch":
                 assert piece is not None
@@ -180,8 +154,8 @@ class FedWorker:
             if kind == "failed":
                 raise _unpacked(*reply[1:])
             if kind == "grow":
-                self._need = max(self._need, reply[1], 1)
-                piece = self._piece(self._need)
+                self._pieces.need = max(self._pieces.need, reply[1], 1)
+                piece = self._piece(self._pieces.need)
                 self._send_with(channel, piece.number, piece)
             else:
                 channel.send(self._host_dtype(*reply[1:]))
@@ -198,11 +172,11 @@ class FedWorker:
 
     def _lost(self) -> str:
         """Forget the process that is gone; return how it ended."""
-        for piece in self._pieces:
-            piece.settled()
-        # They are not for the process after it; each goes when the caller lets go of it.
-        self._pieces.clear()
-        self._dropped.clear()
+        for piece in self._taken:  # half written; whatever becomes of the process, nobody shall get them
+            self._pieces.discard(piece)
+        self._taken.clear()
+        self._pieces.forget(self._holder)
+        self._holder = Holder()
         with self._lock:
             channel, self._channel, process = self._channel, None, self._process
         if channel is None:
@@ -213,7 +187,7 @@ class FedWorker:
         return how
 
     def _send(
-        self, channel: Channel, step: Any, piece: _Shared | None, handed: list[tuple[int, Any]], measured: bool
+        self, channel: Channel, step: Any, piece: Piece | None, handed: list[tuple[int, Any]], measured: bool
     ) -> None:
         try:
             job = packed((step, handed))
@@ -223,32 +197,18 @@ class FedWorker:
                 "Yield arrays, numbers and text, or use executor='threads'"
             ) from exc
         number = None if piece is None else piece.number
-        dropped, self._dropped = self._dropped, []
-        self._send_with(channel, (job, number, dropped, measured), piece)
+        self._send_with(channel, (job, number, self._pieces.dropped(self._holder), measured), piece)
 
-    def _send_with(self, channel: Channel, message: Any, piece: _Shared | None) -> None:
+    def _send_with(self, channel: Channel, message: Any, piece: Piece | None) -> None:
         """Send a message, and the memory that it speaks of if the worker does not have it yet."""
-        channel.send(message, () if piece is None or piece.handle is None else (piece.handle,))
+        channel.send(message, () if piece is None or self._holder in piece.holders else (piece.handle,))
 
-    def _piece(self, size: int) -> _Shared:
-        """Return shared memory that nobody refers to, of at least ``size`` bytes."""
-        chosen, idle = None, []
-        for piece in self._pieces:
-            if piece.free:
-                if chosen is None and piece.memory.size >= size:
-                    chosen = piece
-                else:
-                    idle.append(piece)
-        for piece in idle[self.KEPT :] + [old for old in idle[: self.KEPT] if old.memory.size < size]:
-            self._pieces.remove(piece)
-            self._dropped.append(piece.number)
-        if chosen is None:
-            self._count += 1
-            chosen = _Shared(-(-size // 4096) * 4096, self._count, self._pool.transport)
-            self._pieces.append(chosen)
-        return chosen
+    def _piece(self, size: int) -> Piece:
+        piece: Piece = self._pieces.take(size, self._holder)
+        self._taken.append(piece)
+        return piece
 
-    def _handed(self, step: Any) -> tuple[_Shared | None, list[tuple[int, Any]]]:
+    def _handed(self, step: Any) -> tuple[Piece | None, list[tuple[int, Any]]]:
         """Gather what the worker cannot read itself: the rows of sources that live in this process, by source."""
         plan = self._pool.plan
         sources = () if plan is None else plan.pipeline.sources
@@ -259,7 +219,7 @@ class FedWorker:
         room = sum(sizes(kinds[ask.source] or (), len(ask.rows)) for ask in requests)
         piece = arena = None
         if any(kinds.values()):
-            piece = self._piece(max(room, self._need, 1))
+            piece = self._piece(max(room, self._pieces.need, 1))
             arena = Arena(piece.memory)
         return piece, [
             (ask.source, _gathered(sources[ask.source], ask.rows, kinds[ask.source], arena)) for ask in requests
@@ -299,9 +259,11 @@ def _gathered(source: Any, ids: npt.NDArray[np.int64], kinds: Any, arena: Arena 
         return [detached(row) for row in source.read(ids)]
     if kinds is None or arena is None:
         return source.gather(ids)
-    columns = [arena.place((len(ids), *shape), dtype) for dtype, shape in kinds]
+    # The large ones last: a batch that needs more room than they do finds it there and behind them.
+    order = sorted(range(len(kinds)), key=lambda index: sizes(kinds[index : index + 1], 1))
+    columns = {index: arena.place((len(ids), *kinds[index][1]), kinds[index][0]) for index in order}
     treedef = tree_.flatten(source.schema)[1]
-    layout = arena.layout(source.gather(ids, tree_.unflatten(treedef, columns)))
+    layout = arena.layout(source.gather(ids, tree_.unflatten(treedef, [columns[index] for index in range(len(kinds))])))
     assert layout is not None
     return layout
 

@@ -32,7 +32,9 @@ import numpy.typing as npt
 
 from batchkit.executors import transport
 
-__all__ = ["Channel", "Crew", "Handle", "map_memory", "new_memory", "serve"]
+__all__ = ["LASTING_HANDLES", "Channel", "Crew", "Handle", "map_memory", "new_memory", "serve"]
+
+LASTING_HANDLES = False  # a name is taken away as soon as somebody has found the memory by it
 
 _LOOK_SECONDS = 0.5
 """How often a thread that waits for a message looks whether another one has closed the channel."""

@@ -32,6 +32,7 @@ import numpy.typing as npt
 from batchkit.executors import transport
 
 __all__ = [
+    "LASTING_HANDLES",
     "Channel",
     "Crew",
     "Handle",
@@ -44,6 +45,8 @@ __all__ = [
     "serve",
     "sweep",
 ]
+
+LASTING_HANDLES = True  # a file descriptor can be sent again and again
 
 _ENDING_SECONDS = 2.0  # how long the server waits for a worker that was killed to be gone
 _HEADER = struct.Struct("<QI")  # bytes of the pickled message, file descriptors that come with it

@@ -13,6 +13,7 @@ from typing import Any, cast
 from batchkit.errors import PipelineError, WorkerError, nearest
 from batchkit.executors.executor import Run, Work, seconds, worker_count
 from batchkit.executors.feeding import FedWorker
+from batchkit.executors.pieces import Pieces
 from batchkit.executors.threads import ThreadRun, meter_of
 from batchkit.executors.transport import Channel, Crew, Transport, has_posix
 from batchkit.executors.worker import PlannedWork
@@ -82,6 +83,7 @@ class _ProcessRun(ThreadRun):
     def __init__(self, executor: ProcessExecutor, pool: _Pool, steps: Iterator[Any], window: int) -> None:
         self._executor = executor  # whose end would be the workers' end
         workers = [pool.take() for _ in range(min(executor.workers, window))]
+        pool.pieces.expect(len(workers), window)
 
         def interrupt() -> None:
             for worker in workers:
@@ -99,6 +101,7 @@ class _Pool:
 
     def __init__(self, key: Any, work: Any, timeout: float | None, transport: Transport) -> None:
         self.key, self.timeout, self.transport = key, timeout, transport
+        self.pieces = Pieces(transport)
         self.plan: Any = getattr(work, "plan", None)
         self.slots = cast(Any, getattr(work, "slots", None))
         self.meter = meter_of(work)
@@ -182,6 +185,7 @@ class _Pool:
             crew, self._crew = self._crew, None
         if crew is not None:
             crew.stop()
+        self.pieces.close()
 
 
 def _described(job: Any, plan: Any) -> bytes:

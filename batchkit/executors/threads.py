@@ -52,16 +52,16 @@ class Patience:
     """
 
     def __init__(self) -> None:
-        self._worth: list[bool] = []
+        self._worth = 0  # how many steps in a row threads would have paid for
         self.pays = False
         """Whether threads would pay, after what was seen last."""
 
     def observe(self, cost: float, gap: float) -> bool:
         """Take in how long a step took, and the caller before it; return whether threads would pay."""
-        worth = cost > SLOW_SECONDS or min(cost, gap) > HAND_OVER_SECONDS
+        worth = cost > SLOW_SECONDS or (cost > HAND_OVER_SECONDS and gap > HAND_OVER_SECONDS)
+        self._worth = self._worth + 1 if worth else 0
         # One slow step says little: the first one makes the epoch's order, and any may be interrupted.
-        self._worth = [*self._worth[-2:], worth]
-        self.pays = cost > SURE_SECONDS or (len(self._worth) == 3 and all(self._worth))
+        self.pays = cost > SURE_SECONDS or self._worth >= 3
         return self.pays
 
 

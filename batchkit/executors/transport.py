@@ -86,6 +86,11 @@ class Transport(Protocol):
     """A module that offers a crew and shared memory."""
 
     @property
+    def LASTING_HANDLES(self) -> bool:
+        """Whether any number of workers may map a piece of memory by its handle, rather than the first one alone."""
+        ...
+
+    @property
     def Crew(self) -> Callable[[], Crew]:
         """What starts workers."""
         ...

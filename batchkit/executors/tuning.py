@@ -14,6 +14,7 @@ MOST_THREADS = 32
 _FED = 0.05  # a caller who waits for less than this share of its time has what it needs
 _CLOSE = 0.05  # of two settings that differ by less than this share the simpler one is taken
 _PAYS = 0.8  # processes are tried first where they should need less than this share of the threads' time
+_NEAR = 0.87  # where they should need more than this share of it, only if threads disappoint
 _CHEAP = 2e-3  # seconds: steps below this are never sent to other processes
 _GAINS = 0.95  # a setting is tried if it should need less than this share of the time of inline
 _HAND_OVER = {"inline": 0.0, "threads": 40e-6, "processes": 150e-6}  # seconds a batch
@@ -178,16 +179,17 @@ class Tuner:
         if step.seconds < _CHEAP:
             first = [setting for setting in first if setting.executor != "processes"]
         if len(first) == 2:
-            if self.predicted(processes) < _PAYS * self.predicted(threads):  # type: ignore[arg-type]
+            gain = self.predicted(processes) / self.predicted(threads)  # type: ignore[arg-type]
+            if gain < _PAYS:
                 first.reverse()
-            else:
+            elif gain > _NEAR:
                 first.pop()  # only tried if threads disappoint
         return first
 
     def _useful(self, step: _Step) -> int:
         """Return how many workers could be busy at once: by the cores, and by what the caller can take."""
         waiting = step.seconds / max(step.cpu, step.seconds / self._most)
-        busy = math.ceil(self._cores * waiting - 0.2)
+        busy = math.ceil(self._cores * waiting - 0.14)  # the last one would gain less than that share
         wanted = math.ceil(step.seconds / step.gap) + 1 if step.gap > 0.05 * step.seconds else busy
         return max(1, min(busy, wanted))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
 import signal
 import traceback
@@ -14,7 +15,7 @@ import numpy.typing as npt
 from batchkit import tree as tree_
 from batchkit.buffers import keep_freed_memory
 from batchkit.errors import BatchkitError, WorkerError
-from batchkit.executors.arena import Arena, ArenaSlots, Layout, RemoteBackend, find, size_of
+from batchkit.executors.arena import Arena, ArenaSlots, Layout, RemoteBackend, size_of
 from batchkit.executors.transport import Channel
 from batchkit.metering import PROBED, MeasuredSlots, Sheet
 from batchkit.plan import Plan, compile
@@ -34,10 +35,13 @@ def _nothing() -> tuple[Any, ...]:
 
 
 class _Handed:
-    """Stands in for a source that stays with the caller, who hands over the rows of each step."""
+    """Stands in for a source that stays with the caller, who hands over the rows of each step.
 
-    def __init__(self, source: Any) -> None:
-        self.kind = getattr(source, "kind", type(source).__name__)
+    Whether rows may be read ``again`` has its price: a batch is not written over rows that are kept.
+    """
+
+    def __init__(self, source: Any, again: bool) -> None:
+        self.kind, self._again = getattr(source, "kind", type(source).__name__), again
         self._length, self._fingerprint = len(source), source.fingerprint()
         self.waiting: deque[Any] = deque()
         """What was handed over for the step and not read yet, a call's rows together."""
@@ -58,8 +62,10 @@ class _Handed:
         if self.numbers is not None:
             return self._found(rows, self.numbers)
         if self.waiting:
-            self._last = (rows.tolist(), self.waiting.popleft())
-            return None, self._last[1]
+            block = self.waiting.popleft()
+            if self._again:
+                self._last = (rows.tolist(), block)
+            return None, block
         ids, block = self._last
         return [ids.index(row) for row in rows.tolist()], block
 
@@ -78,8 +84,8 @@ class _Handed:
 class HandedColumns(_Handed):
     """The columns that the caller has gathered."""
 
-    def __init__(self, source: Any) -> None:
-        super().__init__(source)
+    def __init__(self, source: Any, again: bool) -> None:
+        super().__init__(source, again)
         self.schema = source.schema
 
     def handed(self, rows: npt.NDArray[np.int64]) -> Tree:
@@ -113,7 +119,7 @@ class PlannedWork:
         self._skips = skips
         self._shard, self._lineage = plan.shard, getattr(plan, "lineage", False)
         self._facts = (backend.name, backend.alignment, getattr(backend, "widening", ""))
-        self._pipeline = told(plan.sent).with_sources(_stand_in)
+        self._pipeline = told(plan.sent).with_sources(functools.partial(_stand_in, again=skips))
         self._caches = any(isinstance(stage, Cache) for stage in plan.sent.all_stages)
 
     def arrive(self, channel: Channel) -> None:
@@ -136,22 +142,14 @@ class PlannedWork:
         """Return the rows that a step has left out."""
         return self._slots.guard.pop((step.epoch, step.number)) if self._skips else []
 
-    def compute(self, step: Any, arena: Arena | None, handed: Any, measured: bool) -> tuple[Tree, Any]:
+    def compute(
+        self, step: Any, arena: Arena | None, handed: list[tuple[int, Any]], measured: bool
+    ) -> tuple[Tree, Any]:
         """Return the host batch of a step, and what it took if it is ``measured``.
 
         What was handed over is read instead of the source.
         """
-        sources = self._pipeline.sources
-        for source in sources:
-            if isinstance(source, _Handed):
-                source.waiting.clear()
-                source.numbers = [] if self._caches else None
-        for place, block in handed:
-            sources[place].waiting.append(block)
-        for ask in self._plan.requests(step) if self._caches else ():
-            numbers = getattr(sources[ask.source], "numbers", None)
-            if numbers is not None:
-                numbers.append(ask.rows)
+        self._hand_over(handed, step)
         self._slots.arena = arena
         if not measured:
             return self._plan.compute(step, self._slots), None
@@ -163,11 +161,26 @@ class PlannedWork:
         finally:
             sheet.end()
 
+    def _hand_over(self, handed: list[tuple[int, Any]], step: Any) -> None:
+        """Have the rows read that the caller has sent; whoever else refers to them keeps their memory in use."""
+        sources = self._pipeline.sources
+        for source in sources:
+            if isinstance(source, _Handed):
+                source.waiting.clear()
+                source.numbers = [] if self._caches else None
+        for place, block in handed:
+            sources[place].waiting.append(block)
+        handed.clear()
+        for ask in self._plan.requests(step) if self._caches else ():
+            numbers = getattr(sources[ask.source], "numbers", None)
+            if numbers is not None:
+                numbers.append(ask.rows)
 
-def _stand_in(source: Any) -> Any:
+
+def _stand_in(source: Any, again: bool) -> Any:
     """Return what a worker has in the place of a source that only the caller can read."""
     if getattr(source, "in_memory", False):
-        return HandedRows(source) if hasattr(source, "read") else HandedColumns(source)
+        return HandedRows(source, again) if hasattr(source, "read") else HandedColumns(source, again)
     if isinstance(source, GeneratorSource):  # pulled by the caller, and maybe of what only the caller has
         return GeneratorSource(_nothing, source.batched)
     return source
@@ -208,8 +221,7 @@ def work(channel: Channel) -> None:
             if problem is not None:
                 raise WorkerError(f"a worker could not take the pipeline over: {problem}") from problem
             step, handed = pickle.loads(sent)
-            memory = arenas.get(number) if number is not None else None
-            tree, took = _computed(job, step, arena, handed, memory, measured)
+            tree, took = _computed(job, step, arena, handed, measured)
             left_out = job.left_out(step) if isinstance(job, PlannedWork) else []
         except BaseException as exc:
             channel.send(("failed", *_packed(exc)))
@@ -220,27 +232,17 @@ def work(channel: Channel) -> None:
                 raise
             except Exception as exc:
                 channel.send(("failed", *_packed(_unsendable(job, step, exc))))
-        tree = arena = memory = None
+        tree = arena = None
 
 
-def _computed(job: Any, step: Any, arena: Arena | None, handed: Any, memory: Any, measured: bool) -> tuple[Tree, Any]:
+def _computed(
+    job: Any, step: Any, arena: Arena | None, handed: list[tuple[int, Any]], measured: bool
+) -> tuple[Tree, Any]:
     if not isinstance(job, PlannedWork):
         return job.compute(step), None
-    blocks = []
-    for place, block in handed:
-        if isinstance(block, Layout):
-            tree = find(memory, block)
-            assert arena is not None
-            arena.used = max(arena.used, _end(block))
-            blocks.append((place, tree))
-        else:
-            blocks.append((place, block))
-    return job.compute(step, arena, blocks, measured)
-
-
-def _end(layout: Layout) -> int:
-    ends = [at + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize for dtype, shape, at in layout.columns if at >= 0]
-    return -(-max(ends, default=0) // 64) * 64
+    if arena is not None:
+        handed = [(place, arena.handed(block) if isinstance(block, Layout) else block) for place, block in handed]
+    return job.compute(step, arena, handed, measured)
 
 
 def _deliver(
@@ -249,7 +251,7 @@ def _deliver(
     """Send where the batch lies; if it does not fit, ask for more room first."""
     layout = arena.layout(tree) if arena is not None else None
     while layout is None:
-        channel.send(("grow", size_of(tree) + (arena.used if arena is not None else 0)))
+        channel.send(("grow", size_of(tree) if arena is None else arena.wanted(tree)))
         number, memories = channel.receive()
         _map(arenas, number, memories)
         arena = Arena(arenas[number])

@@ -147,7 +147,7 @@ class SourceRows:
         """Whether the rows are only filled up, which takes no copy of them before."""
         if not self._by_row:
             specs, self._treedef = tree_.flatten(source.schema)
-            self._unflatten = self._treedef.unflatten
+            self._unflatten = tree_.joiner(source.schema)
             self._specs = [
                 (path, spec.dtype, spec.shape) for path, spec in zip(tree_.paths(self._treedef), specs, strict=True)
             ]
@@ -339,6 +339,7 @@ class CutRows:
         self.rows = before.length
         self.size = stage.size
         self.pads = stage.remainder == "pad"
+        self._fills = isinstance(stage, st.PaddedBatch)
         self.drops = stage.remainder == "drop"
         self.last = False
         """Whether nothing is done to the batch any more."""
@@ -347,7 +348,9 @@ class CutRows:
 
     def read(self, number: int, epoch: int, shard: tuple[int, int], slots: SlotPool) -> Rows:
         positions, padded, surplus = self._cut(number, shard)
-        rows = cut_rows(self.stage, self.before.read(positions, epoch, slots), self._after, self._lease(slots))
+        rows = self.before.read(positions, epoch, slots)
+        if rows.items is not None or self._fills:
+            rows = cut_rows(self.stage, rows, self._after, self._lease(slots))
         if self.pads:
             rows = pad_columns(none_of(rows) if surplus else rows, padded)
         else:

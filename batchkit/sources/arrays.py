@@ -81,8 +81,8 @@ class ArraySource:
                     rows = min(_SAMPLED_ROWS, len(leaf), max(_SAMPLED_BYTES // row_bytes, 2))
                     sample = leaf[np.linspace(0, len(leaf) - 1, rows).astype(np.int64)]
                     plain = not (sample.dtype.hasobject or sample.dtype.kind == "T")
-                    same = sample.astype(native(sample.dtype))  # whatever the machine's byte order
-                    digest.update(same.tobytes() if plain else repr(sample.tolist()).encode())
+                    same = sample.astype(native(sample.dtype), copy=False)  # whatever the machine's byte order
+                    digest.update(same.reshape(-1).view(np.uint8).data if plain else repr(sample.tolist()).encode())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
