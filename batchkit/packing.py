@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from batchkit import stages as st
 from batchkit import tree as tree_
 from batchkit.bins import BestFit, Bins, FirstFit, Piece
 from batchkit.errors import MissingLeafError, SchemaError, StageError, StateError, nearest
+from batchkit.layouts import INT32, Layout, Packed, layout_of
 from batchkit.lengths import agreed, column_lengths, item_lengths
 from batchkit.ragged import Ragged
 from batchkit.schema import LeafSpec, native
@@ -22,62 +22,7 @@ from batchkit.tree import Tree
 
 __all__ = ["Packed", "Packer", "packed_columns", "packed_lengths", "packed_schema"]
 
-_INT32 = np.dtype(np.int32)
 _MEND = "All leaves of a row go together: drop one of them, or give a length by leaf, pack({...})"
-
-
-@dataclass(frozen=True, slots=True)
-class Packed:
-    """Packed rows, as the segments that are in them, end to end.
-
-    Packed row ``p`` has the segments from ``offsets[p]`` to ``offsets[p + 1]``, at least one. Segment ``s`` is of row
-    ``rows[s]``, from ``starts[s]`` to ``stops[s, leaf]``: one column, or one for each leaf that has a length of its
-    own. All are int64.
-    """
-
-    offsets: npt.NDArray[np.int64]
-    rows: npt.NDArray[np.int64]
-    starts: npt.NDArray[np.int64]
-    stops: npt.NDArray[np.int64]
-
-    def __len__(self) -> int:
-        """Return the number of packed rows."""
-        return len(self.offsets) - 1
-
-    def part(self, start: int, stop: int) -> Packed:
-        """Return the packed rows from ``start`` to ``stop``, as views."""
-        bounds = self.offsets[start : stop + 1]
-        cut = slice(bounds[0], bounds[-1])
-        return Packed(bounds - bounds[0], self.rows[cut], self.starts[cut], self.stops[cut])
-
-    def chosen(self, which: npt.NDArray[np.int64]) -> Packed:
-        """Return other packed rows, in another order."""
-        counts = np.diff(self.offsets)[which]
-        offsets = np.zeros(len(which) + 1, np.int64)
-        np.cumsum(counts, out=offsets[1:])
-        found = np.arange(offsets[-1]) + np.repeat(self.offsets[which] - offsets[:-1], counts)
-        return Packed(offsets, self.rows[found], self.starts[found], self.stops[found])
-
-    def of_rows(self, rows: npt.NDArray[np.int64]) -> Packed:
-        """Return the same of other rows, given for each segment."""
-        return Packed(self.offsets, rows, self.starts, self.stops)
-
-    def needed(self) -> tuple[npt.NDArray[np.int64], Packed]:
-        """Return the rows that segments are of, rising, and the same packed rows with their places among those."""
-        rows, places = np.unique(self.rows, return_inverse=True)
-        return rows, Packed(self.offsets, places.astype(np.int64, copy=False), self.starts, self.stops)
-
-    @staticmethod
-    def joined(parts: Sequence[Packed]) -> Packed:
-        """Return the packed rows of all parts, at least one of them."""
-        ends = np.cumsum([0, *(len(part.rows) for part in parts)])
-        offsets = [part.offsets[1:] + end for part, end in zip(parts, ends, strict=False)]
-        return Packed(
-            np.concatenate([np.zeros(1, np.int64), *offsets]),
-            np.concatenate([part.rows for part in parts]),
-            np.concatenate([part.starts for part in parts]),
-            np.concatenate([part.stops for part in parts]),
-        )
 
 
 class Packer:
@@ -257,7 +202,7 @@ def packed_schema(stage: st.Pack, schema: Tree) -> Tree:
     for index, path in enumerate(paths):
         leaves[index] = LeafSpec(leaves[index].dtype, (_length(stage, path), *leaves[index].shape[1:]))
     names = paths if stage.leaves is not None else None
-    added = [LeafSpec(_INT32, (_length(stage, path),)) for path in names or paths[:1] for _ in range(2)]
+    added = [LeafSpec(INT32, (_length(stage, path),)) for path in names or paths[:1] for _ in range(2)]
     return _with_places(tree_.unflatten(treedef, leaves), names, added)
 
 
@@ -266,7 +211,7 @@ def _length(stage: st.Pack, path: str) -> int:
 
 
 def packed_columns(stage: st.Pack, columns: Tree, packed: Packed, ids: Any, after: str, lease: Lease) -> Tree:
-    """Return columns of packed rows; no Python is run per row or segment.
+    """Return columns of packed rows.
 
     ``columns`` hold the rows that ``packed`` counts, and any number besides, which cost nothing: those of a whole
     source, say. ``ids``, their row numbers, and ``after``, which names the function that they come from, are for
@@ -280,11 +225,11 @@ def packed_columns(stage: st.Pack, columns: Tree, packed: Packed, ids: Any, afte
     _check_leaves(stage, [path for path, leaf in zip(paths, leaves, strict=True) if leaf.ndim < 2], paths)
     added: list[Any] = []
     seen: dict[str, npt.NDArray[np.int64]] = {}
-    layout: _Layout | None = None
+    layout: Layout | None = None
     for index, (path, leaf) in enumerate(zip(paths, leaves, strict=True)):
         if layout is None or stage.leaves is not None:
             column = 0 if stage.leaves is None else stage.leaves.index(path)
-            layout = _Layout(packed, column, stage.limits[column])
+            layout = layout_of(packed, column, stage.limits[column])
             name = f"{path}_" if stage.leaves is not None else ""
             added += [layout.segment_ids(lease, name), layout.positions(lease, name)]
             seen.clear()
@@ -308,86 +253,6 @@ def _extents(
         return leaf.values, begins, leaf.offsets[rows + 1] - begins
     count, length = leaf.shape[:2]
     return leaf.reshape(count * length, *leaf.shape[2:]), rows * length, np.full(len(rows), length, np.int64)
-
-
-class _Layout:
-    """Where the values of segments go in packed rows: runs that cover all places, in order.
-
-    Each packed row has a run for every segment, and one of what is left behind them, which may be empty.
-    """
-
-    def __init__(self, packed: Packed, column: int, length: int) -> None:
-        self.length, self._packed, self._column = length, packed, column
-        counts, rows = np.diff(packed.offsets), len(packed)
-        tails = packed.offsets[1:] + np.arange(rows)
-        self._inner = np.ones(len(packed.rows) + rows, bool)
-        self._inner[tails] = False
-        sizes = packed.stops[:, column] - packed.starts
-        self._runs = np.zeros(len(self._inner), np.int64)
-        self._runs[self._inner] = sizes
-        used = np.add.reduceat(sizes, packed.offsets[:-1]) if rows else np.zeros(0, np.int64)
-        self._runs[tails] = length - used
-        self._numbers = np.zeros(len(self._inner), np.int32)
-        self._numbers[self._inner] = np.arange(1, len(sizes) + 1) - np.repeat(packed.offsets[:-1], counts)
-        self._begins = np.cumsum(self._runs) - self._runs
-        self._flat_ids = np.repeat(self._numbers, self._runs)
-        self._empty = np.flatnonzero(self._flat_ids == 0)
-        self._read: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None = None
-
-    def segment_ids(self, lease: Lease, name: str) -> npt.NDArray[Any]:
-        """Return the number of the segment at every place, from 1 in each packed row; 0 behind them."""
-        out = lease((f"{name}segment_ids", "packed"), len(self._packed), _INT32, (self.length,))
-        out[...] = self._flat_ids.reshape(out.shape)
-        return out
-
-    def positions(self, lease: Lease, name: str) -> npt.NDArray[Any]:
-        """Return the place within its segment of every place; 0 behind them."""
-        out = lease((f"{name}positions", "packed"), len(self._packed), _INT32, (self.length,))
-        flat = out.reshape(-1)
-        dtype = np.int32 if out.size < 2**31 else np.int64  # half the bytes
-        places, begins = np.arange(out.size, dtype=dtype), self._begins.astype(dtype)
-        np.subtract(places, np.repeat(begins, self._runs), out=flat, casting="same_kind")
-        flat[self._empty] = 0
-        return out
-
-    def check(self, lengths: npt.NDArray[np.int64], path: str, ids: Any, after: str) -> None:
-        """Make sure that a leaf has the values that segments are of; ``lengths`` are those of each segment's row.
-
-        Raises:
-            SchemaError: a row is shorter than it was when it was packed.
-        """
-        stops = self._packed.stops[:, self._column]
-        short = np.flatnonzero(stops > lengths)
-        if len(short):
-            place = int(short[0])
-            row = ids[int(self._packed.rows[place])]
-            raise SchemaError(
-                f"row {row}: {tree_.leaf_label(path)} is {lengths[place]} long, but it was "
-                f"packed as {stops[place]}{after}. Give the same length whenever a row is read"
-            )
-
-    def fill(self, values: npt.NDArray[Any], begins: npt.NDArray[np.int64], out: npt.NDArray[Any], fill: Any) -> None:
-        """Write the values, of which those of each segment's row begin at ``begins``, and ``fill`` behind them."""
-        if len(self._empty) == len(self._flat_ids):
-            out[...] = fill
-            return
-        places = self._places(begins)
-        flat = out.reshape(len(self._flat_ids), *out.shape[2:])
-        if values.dtype == out.dtype:
-            values.take(places, axis=0, out=flat, mode="clip")
-        else:
-            flat[...] = values.take(places, axis=0, mode="clip")
-        flat[self._empty] = fill
-
-    def _places(self, begins: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Return where the value of every place comes from; leaves that begin alike share that."""
-        if self._read is None or not np.array_equal(self._read[0], begins):
-            shift = np.zeros(len(self._runs), np.int64)
-            shift[self._inner] = begins + self._packed.starts - self._begins[self._inner]
-            places = np.repeat(shift, self._runs)
-            places += np.arange(len(places))
-            self._read = begins, places
-        return self._read[1]
 
 
 def _fill(stage: st.Pack, path: str, dtype: np.dtype[Any]) -> Any:

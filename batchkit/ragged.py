@@ -99,6 +99,10 @@ class Ragged:
         return target
 
 
+_LONG = 48
+"""Rows that are longer than this on average are copied one by one: a call each costs less than an index each value."""
+
+
 class RaggedRows:
     """Rows of a ragged column that were chosen and not copied yet; what ``padded_batch`` copies once.
 
@@ -135,15 +139,16 @@ class RaggedRows:
         values, rows = self.values, len(self)
         shape = (rows, length, *values.shape[1:])
         target = np.empty(shape, self.dtype) if out is None else out
-        if not length or len(values) < length:
+        if len(values) < length or int(self.lengths.sum()) > _LONG * rows:
             target[...] = fill
-            for place, row in enumerate(self):
-                target[place, : len(row)] = row
+            ends = (self.starts + self.lengths).tolist()
+            for row, start, end in zip(target, self.starts.tolist(), ends, strict=True):
+                row[: end - start] = values[start:end]
             return target
         # Every row with what follows it, as one stretch of memory each; then what is not its own is filled.
-        windows = np.lib.stride_tricks.sliding_window_view(values, length, axis=0)
-        last = len(values) - length
-        target[...] = np.moveaxis(windows, -1, 1)[np.minimum(self.starts, last)]
+        stride, last = values.strides[0], len(values) - length
+        windows = np.ndarray((last + 1, *shape[1:]), self.dtype, values, 0, (stride, *values.strides))
+        target[...] = windows[np.minimum(self.starts, last)]
         for place in np.flatnonzero(self.starts > last).tolist():  # at the very end of the values
             start = int(self.starts[place])
             target[place, : len(values) - start] = values[start:]

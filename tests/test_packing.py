@@ -11,13 +11,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchkit import stages
+from batchkit import layouts, stages
 from batchkit.errors import MissingLeafError, PipelineError, PipelineTypeError, SchemaError, StageError, StateError
 from batchkit.lengths import joined
 from batchkit.packing import Packed, Packer, packed_columns, packed_lengths, packed_schema
 from batchkit.padding import fresh
 from batchkit.ragged import Ragged
 from batchkit.schema import LeafSpec
+
+
+@pytest.fixture(autouse=True, params=["value by value", "segment by segment"])
+def copied(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copy in both ways, however long segments are."""
+    monkeypatch.setattr(layouts, "_LONG", 1 << 40 if request.param == "value by value" else -1)
+
 
 Segment = tuple[int, int, tuple[int, ...]]
 METHODS = ("first_fit", "best_fit")

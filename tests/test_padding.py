@@ -11,11 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import batchkit as bk
+from batchkit import ragged as ragged_
 from batchkit.plan import compile
 
 EXECUTORS = ("inline", "threads", "processes")
 executors = pytest.mark.parametrize("executor", EXECUTORS)
 LENGTHS = [3, 0, 5, 1, 1, 4, 2, 0, 7, 2, 6]
+
+
+@pytest.fixture(autouse=True, params=["stretch by stretch", "row by row"])
+def copied(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fill rows up in both ways, however long they are."""
+    monkeypatch.setattr(ragged_, "_LONG", 1 << 40 if request.param == "stretch by stretch" else -1)
 
 
 def rows_of_lengths(lengths: list[int]) -> list[list[int]]:
