@@ -9,7 +9,7 @@ from typing import Any
 
 from batchkit import stages as st
 from batchkit.errors import PipelineError
-from batchkit.plan import nodes
+from batchkit.plan import batches, nodes
 from batchkit.plan.caching import cached_batches, cached_rows
 from batchkit.plan.calls import Call
 from batchkit.plan.combining import PartedRows, PartRows, ZipRows, source_schema
@@ -37,7 +37,7 @@ class Indexed:
     """Whether rows may come as one tree a row."""
     batches: Any = None
     """What reads the batches; ``None`` in front of a batch stage."""
-    cut: nodes.CutRows | None = None
+    cut: batches.CutRows | None = None
     by_row: bool = False
     """Whether a function or a source is called row by row."""
     last: list[Call] = field(default_factory=list)
@@ -105,22 +105,22 @@ def _add(made: Indexed, one: Placed) -> None:
         if made.batches is None:
             made.rows = nodes.CalledRows(made.rows, [call])
         else:
-            made.batches = nodes.CalledBatches(made.batches, [call])
+            made.batches = batches.CalledBatches(made.batches, [call])
     elif isinstance(stage, st.OrderStage):
         if isinstance(stage, st.Repeat):
             made.passes = made.passes.repeated(stage.count)
         if made.batches is None:
             made.rows = nodes.OrderedRows(made.rows, stage, number, ordinal)
         else:
-            made.batches, made.reordered = nodes.OrderedBatches(made.batches, stage, number, ordinal), True
+            made.batches, made.reordered = batches.OrderedBatches(made.batches, stage, number, ordinal), True
     elif isinstance(stage, st.Batch):
         if isinstance(stage, st.PaddedBatch):
             nodes.only_filled_up(made.rows)
-        made.batches = made.cut = nodes.CutRows(made.rows, stage, number, after(made.uncut))
+        made.batches = made.cut = batches.CutRows(made.rows, stage, number, after(made.uncut))
         made.uncut, made.reordered = [], False
     elif isinstance(stage, st.Unbatch):
         assert made.cut is not None
-        made.rows, made.batches = nodes.UncutRows(made.batches, made.cut, number, made.reordered), None
+        made.rows, made.batches = batches.UncutRows(made.batches, made.cut, number, made.reordered), None
         made.listed = False
     else:
         raise PipelineError(f"stage {number} {stage.label} is of no kind that can be compiled: subclass ColumnStage")

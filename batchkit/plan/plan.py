@@ -19,7 +19,7 @@ from batchkit.errors import BatchkitError, PipelineError, SchemaError
 from batchkit.metering import HOST_COPY
 from batchkit.padding import padded_schema
 from batchkit.pipeline import Pipeline
-from batchkit.plan import nodes, walks
+from batchkit.plan import batches, nodes, walks
 from batchkit.plan.assembling import needed, unpacked
 from batchkit.plan.calls import Call, Rows, call_rows
 from batchkit.plan.chunks import ChunkPlan
@@ -221,7 +221,7 @@ class Plan:
             rows = call_rows(rows, row_calls, slots.guard, slots.sheet)
             rows = self.cut_rows(rows, step.group, slots)
             if step.size is not None:
-                rows = nodes.pad_columns(nodes.none_of(rows) if surplus else rows, step.size)
+                rows = batches.pad_columns(batches.none_of(rows) if surplus else rows, step.size)
                 surplus = False
             if slots.sheet is not None:
                 slots.sheet.columns(self.last_batch, rows.columns)

@@ -11,9 +11,9 @@ from batchkit import stages as st
 from batchkit import tree as tree_
 from batchkit.errors import SchemaError
 from batchkit.padding import fresh, padded_rows
+from batchkit.plan.batches import pad_columns
 from batchkit.plan.calls import Rows
 from batchkit.plan.memory import FreshMemory
-from batchkit.plan.nodes import pad_columns
 from batchkit.plan.placing import Placed, call_of, placed_stages
 from batchkit.plan.plan import Plan
 from batchkit.plan.rowwise import call_batches
