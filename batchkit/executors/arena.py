@@ -6,6 +6,8 @@ more. So a batch is written over the rows that it was made from, and takes no me
 
 from __future__ import annotations
 
+import math
+import operator
 import pickle
 from collections.abc import Callable, Sequence
 from sys import getrefcount
@@ -72,7 +74,7 @@ class Arena:
     def _column(self, shape: tuple[int, ...], dtype: np.dtype[Any], at: int) -> npt.NDArray[Any]:
         lease = _Lease(self._memory, at, _nbytes(shape, dtype))
         self._leases.append(lease)
-        self._leases.sort(key=lambda each: each.start)
+        self._leases.sort(key=operator.attrgetter("start"))
         return np.ndarray(shape, dtype, lease.root)
 
     def offset(self, column: npt.NDArray[Any]) -> int | None:
@@ -130,7 +132,7 @@ def _padded(size: int) -> int:
 
 def _nbytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
     """Return the bytes of a column; at least one, so that each has a place of its own."""
-    return max(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize, 1)
+    return max(math.prod(shape) * dtype.itemsize, 1)
 
 
 def size_of(tree: Tree) -> int:
