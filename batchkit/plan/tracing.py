@@ -3,29 +3,45 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from batchkit import stages as st
 from batchkit.errors import PipelineError
+from batchkit.pipeline import Pipeline
 from batchkit.plan.assembling import needed
 from batchkit.plan.calls import Rows
 from batchkit.plan.chunks import ChunkPlan
 from batchkit.plan.combining import PartedRows, ZipRows
 from batchkit.plan.lineage import Lineage
+from batchkit.plan.nodes import BatchesNode, RowsNode
 from batchkit.plan.parted import PartedFlow, ZipFlow
-
-if TYPE_CHECKING:
-    from batchkit.plan.plan import Plan
+from batchkit.plan.walks import Flow
 
 __all__ = ["check_lineage", "lineage_of_packed", "lineage_of_rows"]
 
 I64 = npt.NDArray[np.int64]
 
 
-def check_lineage(plan: Plan) -> None:
+class Traced(Protocol):
+    """What of a plan says where its rows come from."""
+
+    @property
+    def pipeline(self) -> Pipeline: ...
+
+    @property
+    def batches(self) -> BatchesNode | None: ...
+
+    @property
+    def flow(self) -> Flow | None: ...
+
+    @property
+    def reader(self) -> RowsNode | None: ...
+
+
+def check_lineage(plan: Traced) -> None:
     """Make sure that rows say where they come from.
 
     Raises:
@@ -52,7 +68,7 @@ def _flows(flow: Any) -> Any:
         yield from _flows(before)
 
 
-def lineage_of_rows(plan: Plan, rows: Rows) -> Lineage:
+def lineage_of_rows(plan: Traced, rows: Rows) -> Lineage:
     """Return where rows come from, by their ids."""
     epochs: Any = rows.epochs
     ids = rows.ids[:0] if rows.surplus else rows.ids
@@ -63,7 +79,7 @@ def lineage_of_rows(plan: Plan, rows: Rows) -> Lineage:
     return _of_flow(plan, plan.flow, ids, epochs)
 
 
-def lineage_of_packed(plan: Plan, rows: Rows) -> Lineage:
+def lineage_of_packed(plan: Traced, rows: Rows) -> Lineage:
     """The same for packed rows that are not put together yet: each is of the rows of its segments."""
     given, packed = needed(rows)
     if given.columns is None and given.items is None:
@@ -79,7 +95,7 @@ def lineage_of_packed(plan: Plan, rows: Rows) -> Lineage:
     return Lineage(len(packed), place, each.source[keep], each.row[keep], each.epoch[keep])
 
 
-def _of_flow(plan: Plan, flow: Any, ids: I64, epochs: Any) -> Lineage:
+def _of_flow(plan: Traced, flow: Any, ids: I64, epochs: Any) -> Lineage:
     if isinstance(flow, PartedFlow):
         counts = [len(part.sources) for part in flow.source.parts]
         firsts = list(itertools.accumulate(counts[:-1], initial=0))
