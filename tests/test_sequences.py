@@ -289,3 +289,10 @@ def test_verify_finds_nothing_in_what_is_cut_in_order() -> None:
         lambda: unknown().filter(long_enough).pack(32).batch(4),
     ):
         assert bk.verify(make()).findings == ()
+
+
+def test_packing_nothing_for_ever_is_an_error_not_a_spin() -> None:
+    empty = bk.from_ragged({"x": TOKENS[:0]}, [0, 0, 0])
+    with bk.Loader(empty.repeat().pack(8).batch(2)) as loader, pytest.raises(bk.PipelineError, match="never yield"):
+        next(iter(loader))
+    assert loaded(empty.pack(8).batch(2))[0] == []

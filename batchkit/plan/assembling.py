@@ -17,7 +17,7 @@ import numpy.typing as npt
 from batchkit import stages as st
 from batchkit import tree as tree_
 from batchkit.bucketing import Bucketer
-from batchkit.errors import StateError
+from batchkit.errors import PipelineError, StateError
 from batchkit.lengths import joined as joined_items
 from batchkit.packing import Packed, Packer, packed_columns
 from batchkit.plan.calls import Rows
@@ -115,10 +115,18 @@ class _Holding:
         return np.concatenate(lengths)
 
     def pull(self, most: int) -> Any:
+        barren = 0
         while not self._out:
             if self._snapshot.run == ENDED:
                 return None
             self._next_run()
+            barren += self._snapshot.run
+            endless = self._flow.pass_rows
+            if endless is not None and barren > endless and not self._out and not len(self._planner.held):
+                raise PipelineError(
+                    f"{self._flow.stage.label}: none of {barren:,} rows in a row has a length above 0, and repeat() "
+                    "has no end: the epoch would never yield anything"
+                )
         return self._given(most)
 
     def _next_run(self) -> None:
@@ -203,8 +211,10 @@ class PackFlow:
 
     batched = False
 
-    def __init__(self, before: Flow, stage: st.Pack, lengths: Lengths) -> None:
+    def __init__(self, before: Flow, stage: st.Pack, lengths: Lengths, pass_rows: int | None) -> None:
         self.before, self.stage, self.lengths = before, stage, lengths
+        self.pass_rows = pass_rows
+        """Where the rows before never end: after how many without a result none is to be hoped for."""
 
     def walk(self, epoch: int, state: State, feeds: Feeds) -> Walk:
         return _Packing(self, epoch, state, feeds)
@@ -326,6 +336,7 @@ class BucketFlow:
     """Rows of like length cut into batches. With ``finishes`` they are finished here, for stages that follow."""
 
     batched = True
+    pass_rows: int | None = None  # a row of any length is one more in its bucket
 
     def __init__(
         self,

@@ -188,7 +188,7 @@ class _Compiler:
             self._order(one, stage, place)
         elif isinstance(stage, st.Pack):
             lengths = self._lengths(stage, place)  # may change the flow
-            self.flow = PackFlow(self.flow, stage, lengths)
+            self.flow = PackFlow(self.flow, stage, lengths, self._pass_rows)
             self.packs = stage
         elif isinstance(stage, st.BucketBatch):
             self._bucketed(one, stage, place)
