@@ -169,7 +169,7 @@ def _differs(
     mend = (
         f"Return one dtype, or add {cast_mend(path, one.dtype)} before batch()"
         if one.shape == two.shape
-        else "Bring the rows to one shape (pad or crop them) in a map() before batch()"
+        else "Use padded_batch(), or bring the rows to one shape (pad or crop them) in a map() before batch()"
     )
     label = tree_.leaf_label(path)
     return SchemaError(f"row {other_id}: {label} is {spec_of(two)}, but row {one_id} has {spec_of(one)}{after}. {mend}")
