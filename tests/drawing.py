@@ -38,6 +38,8 @@ class Where:
     masked: bool = False
     noisy: bool = False
     cached: bool = False
+    reshuffled: bool = False
+    """Whether the order is another one in every epoch."""
     moved: bool = False
     """Whether batches were reordered since they were cut, so that their rows have no numbers."""
 
@@ -86,7 +88,8 @@ def _again(here: Where, options: dict[str, Any]) -> Where:
 
 def _reordered(here: Where, options: dict[str, Any]) -> Where:
     windowed = "window" in options and here.order != "indexed"
-    return here.but(order="stream" if windowed else here.order, moved=here.batched)
+    reshuffled = here.reshuffled or options.get("reshuffle", True)
+    return here.but(order="stream" if windowed else here.order, moved=here.batched, reshuffled=reshuffled)
 
 
 def _chosen(**choices: Any) -> Callable[[Any, Where], dict[str, Any]]:
@@ -217,7 +220,8 @@ VERBS: dict[str, Verb] = {
     ),
     "rebatch": Verb(lambda here: here.batched and here.even and not here.moved, _cut, _behind_cut),
     "cache": Verb(
-        lambda here: not here.noisy and not here.cached,
+        # What changes with every epoch would be frozen, and behind a count in order there are no numbers to keep by.
+        lambda here: here.order == "indexed" and not (here.noisy or here.cached or here.reshuffled),
         lambda draw, here: {},
         lambda here, options: here.but(cached=True),
     ),
