@@ -248,7 +248,7 @@ def states(data: Sequences, rounds: int) -> list[Line]:
     times = 1 / ratio(timings, "with", "without")
     lines = [Line("an epoch, with state_dict() in every step", "without", times, 1.03, at_most=True)]
     held = packed(data, "first_fit")
-    for name, pipe, bound in (("by number", padded(data), 20), (f"{BINS} rows being packed", held, 200)):
+    for name, pipe, bound in (("by number", padded(data), 20), (f"{BINS} open rows being packed", held, 200)):
         seconds, size = _state_seconds(pipe)
         lines.append(Line(f"state_dict(), {name}", f"JSON of {size} bytes", 1e6 * seconds, bound, "us", at_most=True))
     return lines
