@@ -80,6 +80,7 @@ def test_what_is_chosen_for_steps_of_a_kind(machine: Machine, executor: str, wor
     cores=st.integers(1, 64),
 )
 @example(seconds=1.0, cpu=1.0, held=0.3125, gap=0.0, cores=4)
+@example(seconds=1.0, cpu=0.84375, held=0.0, gap=0.0, cores=1)
 def test_what_is_chosen_is_near_the_best(seconds: float, cpu: float, held: float, gap: float, cores: int) -> None:
     machine = Machine(seconds, seconds * cpu, seconds * cpu * held, seconds * gap, cores)
     tuner = machine.tuned(Tuner(BOTH, cores))
