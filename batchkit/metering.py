@@ -291,33 +291,18 @@ class Meter:
             self._watched = None
 
     def pulled(self, steps: Iterator[Any]) -> Iterator[Any]:
-        """Return the same steps; what a generator takes to yield them is counted as the source's.
+        """Return the same steps; what it takes to pull them is counted as the source's."""
+        return _Pulled(self, steps)
 
-        Of pulls that take less than a millisecond only some are timed on their core, which costs a system call.
-        """
-        timed = due = 1
-        try:
-            while True:
-                due -= 1
-                cpu = time.thread_time() if due <= 0 else 0.0
-                began = time.perf_counter()
-                try:
-                    step = next(steps)
-                except StopIteration:
-                    return
-                seconds = time.perf_counter() - began
-                with self._lock:
-                    self.pulls += 1
-                    self._add(SOURCE, [1.0, seconds, 0.0, 0.0], 1)
-                    if due <= 0:
-                        self.stages[SOURCE].cpu += min(time.thread_time() - cpu, seconds) * timed
-                        timed = due = 1 if seconds > _WORTH_WATCHING else _PULLS
-                        self._box(SOURCE, began, seconds)
-                yield step
-        finally:
-            close = getattr(steps, "close", None)
-            if close is not None:
-                close()
+    def pull(self, began: float, seconds: float, on_core: float | None, timed: int) -> None:
+        """Count a pull, and where it was timed on its core, what that is for ``timed`` of them."""
+        with self._lock:
+            self.pulls += 1
+            self._add(SOURCE, [1.0, seconds, 0.0, 0.0], 1)
+            if on_core is not None:
+                self.stages[SOURCE].cpu += min(on_core, seconds) * timed
+        if on_core is not None:
+            self._box(SOURCE, began, seconds)
 
     @property
     def gil_share(self) -> float | None:
@@ -367,6 +352,34 @@ class Meter:
         for stage, figures in sheet.stages.items():
             self.events.add(stage, at, figures[1], sheet.process, sheet.thread, sheet.step or (-1, -1))
             at += figures[1]
+
+
+class _Pulled(Iterator[Any]):
+    """Steps that are timed. Of those that take less than a millisecond only some are timed on their core, which costs
+    a system call. A step that fails does not end them.
+    """
+
+    def __init__(self, meter: Meter, steps: Iterator[Any]) -> None:
+        self._meter, self._steps = meter, steps
+        self._timed = self._due = 1
+
+    def __next__(self) -> Any:
+        self._due -= 1
+        due = self._due <= 0
+        cpu = time.thread_time() if due else 0.0
+        began = time.perf_counter()
+        step = next(self._steps)
+        seconds = time.perf_counter() - began
+        self._meter.pull(began, seconds, time.thread_time() - cpu if due else None, self._timed)
+        if due:
+            self._timed = self._due = 1 if seconds > _WORTH_WATCHING else _PULLS
+        return step
+
+    def close(self) -> None:
+        """Close the steps."""
+        close = getattr(self._steps, "close", None)
+        if close is not None:
+            close()
 
 
 class MeasuredSlots:

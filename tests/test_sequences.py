@@ -296,3 +296,17 @@ def test_packing_nothing_for_ever_is_an_error_not_a_spin() -> None:
     with bk.Loader(empty.repeat().pack(8).batch(2)) as loader, pytest.raises(bk.PipelineError, match="never yield"):
         next(iter(loader))
     assert loaded(empty.pack(8).batch(2))[0] == []
+
+
+@both
+@pytest.mark.parametrize("verb", ["pack", "buckets"])
+def test_behind_a_row_that_cannot_be_taken_in_nothing_wrong_comes(verb: str, rows: Any) -> None:
+    pipe = rows().pack(29).batch(2) if verb == "pack" else rows().bucket_batch(4, boundaries=[10, 29])
+    with bk.Loader(pipe, executor="inline") as loader:
+        batches = iter(loader)
+        said = []
+        for _ in range(3):
+            with pytest.raises(bk.StageError, match="is 30 long") as caught:
+                next(batches)
+            said.append(str(caught.value).split(": ", 1)[1])
+    assert len(set(said)) == 1

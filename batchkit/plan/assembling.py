@@ -67,6 +67,7 @@ class _Holding:
         self._made: Any = None
         self._at = 0
         self._taken = 0
+        self._failed: tuple[Exception, tuple[Any, ...]] | None = None
         if state is None:
             self._before: Walk = flow.before.walk(epoch, None, feeds)
             self._planner: Any = self._new()
@@ -119,7 +120,7 @@ class _Holding:
         while not self._out:
             if self._snapshot.run == ENDED:
                 return None
-            self._next_run()
+            self._try_next_run()
             barren += self._snapshot.run
             endless = self._flow.pass_rows
             if endless is not None and barren > endless and not self._out and not len(self._planner.held):
@@ -128,6 +129,18 @@ class _Holding:
                     "has no end: the epoch would never yield anything"
                 )
         return self._given(most)
+
+    def _try_next_run(self) -> None:
+        """Do so; without the rows of a run that failed, what is held back could not be told from what is not."""
+        if self._failed is not None:
+            error, arguments = self._failed
+            error.args = arguments
+            raise error
+        try:
+            self._next_run()
+        except Exception as exc:
+            self._failed = (exc, exc.args)
+            raise
 
     def _next_run(self) -> None:
         """Hold back what the last run left, and take in the next one."""
@@ -155,10 +168,10 @@ class _Holding:
         if not parts:
             return 0
         rows = joined(parts)
-        lengths, ids = self._lengths(rows)
+        made = self._planner.add(*self._lengths(rows))
         self._begins.append((arrived, began))
         self._hold(np.arange(arrived, arrived + len(rows)), rows)
-        self._put(self._planner.add(lengths, ids))
+        self._put(made)
         return len(rows)
 
     def _finish(self) -> None:

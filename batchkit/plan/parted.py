@@ -116,6 +116,11 @@ class _Order(Protocol):
         """Take note that a part is due that has ended; return whether it is to start again."""
         ...
 
+    @property
+    def todo(self) -> list[int]:
+        """The parts that were not through once, where that ends it all."""
+        ...
+
     def state(self) -> State: ...
 
 
@@ -128,6 +133,7 @@ class _InTurn:
         self._alive: list[int] = list(alive)
         self._turn: int = turn
         self._left: int = left
+        self.todo: list[int] = []
 
     def wanted(self, most: int) -> I64:
         if not self._alive:
@@ -206,7 +212,7 @@ class _Parted:
         order, parts = state or (None, [None] * len(flow.parts))
         self._names, self._where = source.names, f"{source.kind}()"
         self._parts = [_Part(part, epoch, its, feeds) for part, its in zip(flow.parts, parts, strict=True)]
-        self._order: Any
+        self._order: _Order
         if isinstance(source, Mix):
             self._order = _Mixed(source, order)
         else:

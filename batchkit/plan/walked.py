@@ -44,8 +44,7 @@ class WalkedSteps(Iterator[Step]):
     """Steps of an epoch, each with the rows that a rank needs.
 
     ``numbers`` are how many steps there must be at least, the first one wanted and every how many; those in between
-    are walked through. What comes
-    after a step that could not be cut is cut all the same.
+    are walked through. What comes after a step that could not be cut is cut all the same.
     """
 
     def __init__(
