@@ -18,12 +18,10 @@ from batchkit.sources.stacking import split_rows
 from batchkit.tree import Tree
 
 __all__ = [
-    "BucketShape",
     "Bucketed",
     "Bucketer",
     "bounds_of",
     "bucket_lengths",
-    "bucket_shapes",
     "filled_leaves",
     "quantile_bounds",
 ]
@@ -36,13 +34,6 @@ class Bucketed(NamedTuple):
 
     bucket: int
     rows: npt.NDArray[np.int64]
-
-
-class BucketShape(NamedTuple):
-    """The rows of a rank's batch, and the length that they are filled up to; ``None`` where it varies."""
-
-    rows: int | None
-    length: int | None
 
 
 class Bucketer:
@@ -230,17 +221,6 @@ def bounds_of(stage: st.BucketBatch, lengths: npt.NDArray[np.int64] | None) -> t
             "them. Give the boundaries themselves, boundaries=[...], or the lengths, length=array"
         )
     return quantile_bounds(lengths, stage.boundaries, stage.multiple_of)
-
-
-def bucket_shapes(stage: st.BucketBatch, bounds: Bounds, shard: tuple[int, int] = (0, 1)) -> tuple[BucketShape, ...]:
-    """Return the shapes that a rank's batches can have, one a bucket."""
-    rank, world = shard
-    shapes = []
-    for bound in bounds:
-        rows = stage.rows_of(bound, world)
-        own = None if rows is None or stage.remainder == "keep" else rows * (rank + 1) // world - rows * rank // world
-        shapes.append(BucketShape(own, bound if stage.pad_to == "bucket" else None))
-    return tuple(shapes)
 
 
 def filled_leaves(stage: st.BucketBatch, schema: Tree) -> tuple[str, ...] | None:

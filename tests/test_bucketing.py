@@ -15,7 +15,6 @@ from batchkit.bucketing import (
     Bucketer,
     bounds_of,
     bucket_lengths,
-    bucket_shapes,
     filled_leaves,
     quantile_bounds,
 )
@@ -185,16 +184,6 @@ def test_bounds_are_those_given_or_quantiles_of_known_lengths() -> None:
     assert bounds_of(counted, np.array([1, 2, 9, 9])) == (4, 12)
     with pytest.raises(PipelineError, match=r"a number of buckets needs the lengths of all rows, .* boundaries="):
         bounds_of(counted, None)
-
-
-def test_shapes_are_listed_where_they_are_static() -> None:
-    stage = stages.BucketBatch(6, "pad", boundaries=[4, 9, None])
-    assert bucket_shapes(stage, [4, 9, None]) == ((6, 4), (6, 9), (6, None))
-    assert bucket_shapes(stage, [4, 9, None], (1, 3)) == ((2, 4), (2, 9), (2, None))
-    dropped = stages.BucketBatch(boundaries=[4, 9, None], max_tokens=21, remainder="drop")
-    assert bucket_shapes(dropped, [4, 9, None], (1, 2)) == ((3, 4), (1, 9), (None, None))
-    kept = stages.BucketBatch(6, boundaries=[4, 9], pad_to="longest")
-    assert bucket_shapes(kept, [4, 9]) == ((None, None), (None, None))
 
 
 def test_padding_fills_the_leaves_that_vary_to_the_boundary() -> None:
