@@ -5,7 +5,7 @@ from __future__ import annotations
 from batchkit.errors import PipelineError
 from batchkit.pipeline import Pipeline
 from batchkit.plan import Step, compile
-from batchkit.plan.lineage import Lineage, Origin
+from batchkit.plan.rows.lineage import Lineage, Origin
 from batchkit.stages.stage import at_least
 
 __all__ = ["Lineage", "Origin", "explain"]

@@ -299,7 +299,7 @@ def test_equal_parts_of_a_combination_draw_differently() -> None:
 def ids_of(pipe: bk.Pipeline, rows: int) -> list[int]:
     plan = compile(pipe.batch(rows))
     assert plan.batches is not None
-    from batchkit.plan.plan import FreshMemory
+    from batchkit.plan.memory import FreshMemory
 
     return plan.batches.read(0, 0, (0, 1), FreshMemory()).ids.tolist()  # type: ignore[no-any-return]
 

@@ -13,7 +13,7 @@ import pytest
 
 import batchkit as bk
 from batchkit.buffers import Slots
-from batchkit.plan.ownership import owned
+from batchkit.plan.rows.ownership import owned
 
 FLOAT = np.dtype(np.float32)
 INT = np.dtype(np.int64)
@@ -85,7 +85,7 @@ def test_columns_that_other_threads_let_go_are_never_filled_before() -> None:
         ("buffers.py", "entry[0]"),
         ("executors/pieces.py", "self.memory"),
         ("executors/arena.py", "self.root"),
-        ("plan/ownership.py", "root"),
+        ("plan/rows/ownership.py", "root"),
     ],
 )
 def test_a_count_is_compared_with_one_of_the_same_expression(file: str, counted: str) -> None:

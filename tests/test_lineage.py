@@ -16,7 +16,7 @@ from hypothesis import strategies as some
 import batchkit as bk
 from batchkit.cli import main
 from batchkit.plan import Step, compile
-from batchkit.plan.lineage import Lineage, Origin
+from batchkit.plan.rows.lineage import Lineage, Origin
 
 ROWS = 23
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as some
 
 import batchkit as bk
 from batchkit.bench.stages import stage_limits
-from batchkit.plan.assembling import RUN
+from batchkit.plan.ordered.assembling import RUN
 from tests.executors import EXECUTORS
 
 LENGTHS = np.random.default_rng(7).integers(0, 31, 300)

@@ -17,9 +17,9 @@ from batchkit.errors import PipelineError
 from batchkit.loader import Loader
 from batchkit.metering import HOST_COPY, PUT, SOURCE, MeasuredSlots, Sheet
 from batchkit.plan import ChunkPlan, Plan, Step, compile
-from batchkit.plan.calls import Call, Rows, call_columns, call_rows
 from batchkit.plan.memory import FreshMemory
-from batchkit.plan.walked import computed_here
+from batchkit.plan.ordered.walked import computed_here
+from batchkit.plan.rows.calls import Call, Rows, call_columns, call_rows
 from batchkit.report import stage_names
 from batchkit.tree import Tree
 

@@ -19,7 +19,7 @@ from batchkit.executors.arena import Arena, ArenaSlots, Layout, RemoteBackend, s
 from batchkit.executors.transport import Channel
 from batchkit.metering import PROBED, MeasuredSlots, Sheet
 from batchkit.plan import Plan, compile
-from batchkit.plan.stores import told
+from batchkit.plan.numbered.stores import told
 from batchkit.ragged import Ragged
 from batchkit.skipping import Guard, LeftOut
 from batchkit.sources import GeneratorSource

@@ -8,8 +8,8 @@ from batchkit import stages as st
 from batchkit.errors import PipelineError, PipelineTypeError
 from batchkit.pipeline import Pipeline
 from batchkit.plan.flows import compile_chunks, compile_flow, numbered_source, numbered_stages
-from batchkit.plan.indexed import indexed_nodes
-from batchkit.plan.placing import Placed, after, call_of, placed_stages, planned_before
+from batchkit.plan.numbered.indexed import indexed_nodes
+from batchkit.plan.numbered.placing import Placed, after, call_of, placed_stages, planned_before
 from batchkit.plan.plan import Plan
 from batchkit.sources import Combination
 from batchkit.stages.stage import whole

@@ -11,16 +11,11 @@ from batchkit import stages as st
 from batchkit.bucketing import bounds_of, filled_leaves
 from batchkit.errors import PipelineError
 from batchkit.pipeline import Pipeline
-from batchkit.plan import cuts, nodes, walks
-from batchkit.plan.assembling import BucketFlow, Lengths, PackFlow, UnpackedFlow
-from batchkit.plan.caching import refuse_stream
-from batchkit.plan.calls import Call
-from batchkit.plan.chunks import ChunkPlan
-from batchkit.plan.indexed import indexed_nodes
-from batchkit.plan.lengths import all_lengths, known_lengths, lengths_of, row_schema
 from batchkit.plan.memory import FreshMemory
-from batchkit.plan.parted import PartedFlow, ZipFlow
-from batchkit.plan.placing import (
+from batchkit.plan.numbered import nodes
+from batchkit.plan.numbered.caching import refuse_stream
+from batchkit.plan.numbered.indexed import indexed_nodes
+from batchkit.plan.numbered.placing import (
     Numbering,
     Placed,
     batched,
@@ -31,9 +26,15 @@ from batchkit.plan.placing import (
     planned_before,
     refuse_shuffle,
 )
+from batchkit.plan.ordered import cuts, walks
+from batchkit.plan.ordered.assembling import BucketFlow, Lengths, PackFlow, UnpackedFlow
+from batchkit.plan.ordered.chunks import ChunkPlan
+from batchkit.plan.ordered.lengths import all_lengths, known_lengths, lengths_of, row_schema
+from batchkit.plan.ordered.parted import PartedFlow, ZipFlow
+from batchkit.plan.ordered.streams import StreamFlow
 from batchkit.plan.plan import Plan
-from batchkit.plan.rowwise import changes_number
-from batchkit.plan.streams import StreamFlow
+from batchkit.plan.rows.calls import Call
+from batchkit.plan.rows.rowwise import changes_number
 from batchkit.sources import Combination, GeneratorSource, Zip
 
 __all__ = ["compile_chunks", "compile_flow", "numbered_source", "numbered_stages"]

@@ -19,18 +19,19 @@ from batchkit.errors import BatchkitError, PipelineError, SchemaError
 from batchkit.metering import HOST_COPY
 from batchkit.padding import padded_schema
 from batchkit.pipeline import Pipeline
-from batchkit.plan import batches, nodes, walks
-from batchkit.plan.assembling import needed, unpacked
-from batchkit.plan.calls import Call, Rows, call_rows
-from batchkit.plan.chunks import ChunkPlan
-from batchkit.plan.combining import source_schema
-from batchkit.plan.cutting import cut_rows
-from batchkit.plan.lineage import Lineage, with_lineage
 from batchkit.plan.memory import FreshMemory
-from batchkit.plan.rowwise import call_batches
+from batchkit.plan.numbered import batches, nodes
+from batchkit.plan.numbered.combining import source_schema
+from batchkit.plan.ordered import walks
+from batchkit.plan.ordered.assembling import needed, unpacked
+from batchkit.plan.ordered.chunks import ChunkPlan
+from batchkit.plan.ordered.walked import WalkedSteps, computed_here
+from batchkit.plan.rows.calls import Call, Rows, call_rows
+from batchkit.plan.rows.cutting import cut_rows
+from batchkit.plan.rows.lineage import Lineage, with_lineage
+from batchkit.plan.rows.rowwise import call_batches
 from batchkit.plan.step import Step
 from batchkit.plan.tracing import check_lineage, lineage_of_packed, lineage_of_rows
-from batchkit.plan.walked import WalkedSteps, computed_here
 from batchkit.ragged import Ragged, refuse_ragged
 from batchkit.schema import LeafSpec, spec_of
 from batchkit.tree import Tree

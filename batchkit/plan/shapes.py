@@ -11,12 +11,12 @@ from batchkit import stages as st
 from batchkit import tree as tree_
 from batchkit.errors import SchemaError
 from batchkit.padding import fresh, padded_rows
-from batchkit.plan.batches import pad_columns
-from batchkit.plan.calls import Rows
 from batchkit.plan.memory import FreshMemory
-from batchkit.plan.placing import Placed, call_of, placed_stages
+from batchkit.plan.numbered.batches import pad_columns
+from batchkit.plan.numbered.placing import Placed, call_of, placed_stages
 from batchkit.plan.plan import Plan
-from batchkit.plan.rowwise import call_batches
+from batchkit.plan.rows.calls import Rows
+from batchkit.plan.rows.rowwise import call_batches
 from batchkit.preview import first_row
 from batchkit.schema import LeafSpec
 from batchkit.sources.stacking import stack_rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from batchkit.plan.calls import Rows
+from batchkit.plan.rows.calls import Rows
 
 __all__ = ["Step"]
 

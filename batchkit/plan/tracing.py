@@ -11,14 +11,14 @@ import numpy.typing as npt
 from batchkit import stages as st
 from batchkit.errors import PipelineError
 from batchkit.pipeline import Pipeline
-from batchkit.plan.assembling import needed
-from batchkit.plan.calls import Rows
-from batchkit.plan.chunks import ChunkPlan
-from batchkit.plan.combining import PartedRows, ZipRows
-from batchkit.plan.lineage import Lineage
-from batchkit.plan.nodes import BatchesNode, RowsNode
-from batchkit.plan.parted import PartedFlow, ZipFlow
-from batchkit.plan.walks import Flow
+from batchkit.plan.numbered.combining import PartedRows, ZipRows
+from batchkit.plan.numbered.nodes import BatchesNode, RowsNode
+from batchkit.plan.ordered.assembling import needed
+from batchkit.plan.ordered.chunks import ChunkPlan
+from batchkit.plan.ordered.parted import PartedFlow, ZipFlow
+from batchkit.plan.ordered.walks import Flow
+from batchkit.plan.rows.calls import Rows
+from batchkit.plan.rows.lineage import Lineage
 
 __all__ = ["check_lineage", "lineage_of_packed", "lineage_of_rows"]
 

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from batchkit import stages as st
 from batchkit.errors import PipelineError
 from batchkit.pipeline import Pipeline
-from batchkit.plan.calls import Call
-from batchkit.plan.rowwise import changes_number
+from batchkit.plan.rows.calls import Call
+from batchkit.plan.rows.rowwise import changes_number
 from batchkit.sources import Combination, GeneratorSource
 
 __all__ = ["Numbering", "Placed", "call_of", "named_after", "placed_stages", "planned_before"]

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from batchkit.errors import BatchkitError, StateError
-from batchkit.plan.calls import Rows
-from batchkit.plan.chunks import ChunkPlan
 from batchkit.plan.memory import FreshMemory
+from batchkit.plan.ordered.chunks import ChunkPlan
+from batchkit.plan.ordered.walks import Cut, Feeds, Flow, State, Walk
+from batchkit.plan.rows.calls import Rows
 from batchkit.plan.step import Step
-from batchkit.plan.walks import Cut, Feeds, Flow, State, Walk
 from batchkit.tree import Tree
 
 __all__ = ["WalkedSteps", "computed_here"]

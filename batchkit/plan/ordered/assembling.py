@@ -20,10 +20,10 @@ from batchkit.bucketing import Bucketer
 from batchkit.errors import PipelineError, StateError
 from batchkit.lengths import joined as joined_items
 from batchkit.packing import Packed, Packer, packed_columns
-from batchkit.plan.calls import Rows
-from batchkit.plan.joining import joined
-from batchkit.plan.nodes import RowsNode, SlotPool
-from batchkit.plan.walks import Cut, Feeds, Flow, Recounted, State, Walk, pull_rows
+from batchkit.plan.numbered.nodes import RowsNode, SlotPool
+from batchkit.plan.ordered.walks import Cut, Feeds, Flow, Recounted, State, Walk, pull_rows
+from batchkit.plan.rows.calls import Rows
+from batchkit.plan.rows.joining import joined
 from batchkit.sources.stacking import detached
 
 __all__ = ["BucketFlow", "Lengths", "PackFlow", "UnpackedFlow", "needed", "unpacked"]

@@ -16,7 +16,7 @@ from batchkit import stages as st
 from batchkit.caching import WHOLE, DiskStore, Leaves, MemoryStore, Outline, Store, Taken, identity
 from batchkit.caching.outline import Lease
 from batchkit.pipeline import Pipeline
-from batchkit.plan.placing import Numbering, Placed, placed_stages
+from batchkit.plan.numbered.placing import Numbering, Placed, placed_stages
 from batchkit.sources import ArraySource, Combination, RaggedSource, SequenceSource
 
 __all__ = ["Before", "LazyStores", "store_of", "told"]

@@ -11,8 +11,8 @@ import numpy as np
 from batchkit import tree as tree_
 from batchkit.errors import BatchkitError, SchemaError, SourceError, StateError
 from batchkit.functions import describe_function
-from batchkit.plan.calls import Rows
-from batchkit.plan.walks import Cut, Feeds, State, Walk
+from batchkit.plan.ordered.walks import Cut, Feeds, State, Walk
+from batchkit.plan.rows.calls import Rows
 from batchkit.schema import as_leaf
 from batchkit.sources import GeneratorSource
 from batchkit.sources.stacking import detached

@@ -5,7 +5,7 @@ depends on what is in them, or of a generator, whose rows never had any. Its *wa
 What can be computed anywhere is not done here: rows come from chunks, which an executor computes ahead, and a
 finished batch is stacked, padded and given to functions by ``Plan.compute``.
 
-A walk over rows gives runs of them (:class:`~batchkit.plan.calls.Rows`), one over batches a :class:`Cut` at a
+A walk over rows gives runs of them (:class:`~batchkit.plan.rows.calls.Rows`), one over batches a :class:`Cut` at a
 time. A state is made of whole numbers and lists; a walk that is started from it goes on behind what was pulled.
 """
 
@@ -20,10 +20,10 @@ import numpy as np
 
 from batchkit import stages as st
 from batchkit.errors import PipelineError, StateError
-from batchkit.plan.calls import Rows
-from batchkit.plan.chunks import ChunkPlan, chunk_rows
-from batchkit.plan.joining import joined
 from batchkit.plan.memory import FreshMemory
+from batchkit.plan.ordered.chunks import ChunkPlan, chunk_rows
+from batchkit.plan.rows.calls import Rows
+from batchkit.plan.rows.joining import joined
 from batchkit.plan.step import Step
 from batchkit.stages.order import ENDLESS, pass_epochs
 from batchkit.tree import Tree

@@ -29,13 +29,13 @@ from batchkit.caching import (
     to_items,
 )
 from batchkit.errors import PipelineError, SchemaError, StageError
-from batchkit.plan.calls import Rows
-from batchkit.plan.combining import read_kept
-from batchkit.plan.lineage import Lineage
-from batchkit.plan.nodes import BatchesNode, Request, RowsNode, SlotPool
-from batchkit.plan.passes import Passes
-from batchkit.plan.placing import Placed
-from batchkit.plan.stores import Before, LazyStores, store_of
+from batchkit.plan.numbered.combining import read_kept
+from batchkit.plan.numbered.nodes import BatchesNode, Request, RowsNode, SlotPool
+from batchkit.plan.numbered.passes import Passes
+from batchkit.plan.numbered.placing import Placed
+from batchkit.plan.numbered.stores import Before, LazyStores, store_of
+from batchkit.plan.rows.calls import Rows
+from batchkit.plan.rows.lineage import Lineage
 from batchkit.ragged import Ragged
 from batchkit.schema import native
 from batchkit.sources.stacking import split_rows

@@ -16,10 +16,10 @@ from batchkit import stages as st
 from batchkit import tree as tree_
 from batchkit.errors import BatchkitError, SchemaError, SourceError
 from batchkit.metering import SOURCE, Sheet
-from batchkit.plan.calls import Call, Rows, call_rows, chosen_rows
-from batchkit.plan.cutting import cut_rows
-from batchkit.plan.lineage import Lineage
-from batchkit.plan.rowwise import window_padded
+from batchkit.plan.rows.calls import Call, Rows, call_rows, chosen_rows
+from batchkit.plan.rows.cutting import cut_rows
+from batchkit.plan.rows.lineage import Lineage
+from batchkit.plan.rows.rowwise import window_padded
 from batchkit.ragged import refuse_ragged
 from batchkit.skipping import Guard
 from batchkit.sources import ArraySource

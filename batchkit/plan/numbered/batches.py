@@ -12,11 +12,11 @@ import numpy.typing as npt
 from batchkit import stages as st
 from batchkit import tree as tree_
 from batchkit.errors import PipelineError, SchemaError
-from batchkit.plan.calls import Call, Rows
-from batchkit.plan.cutting import cut_rows
-from batchkit.plan.lineage import Lineage
-from batchkit.plan.nodes import BatchesNode, Request, RowsNode, SlotPool
-from batchkit.plan.rowwise import call_batches
+from batchkit.plan.numbered.nodes import BatchesNode, Request, RowsNode, SlotPool
+from batchkit.plan.rows.calls import Call, Rows
+from batchkit.plan.rows.cutting import cut_rows
+from batchkit.plan.rows.lineage import Lineage
+from batchkit.plan.rows.rowwise import call_batches
 from batchkit.ragged import part, refuse_ragged
 from batchkit.schema import LeafSpec
 from batchkit.sources.stacking import Lease

@@ -9,13 +9,13 @@ from typing import Any
 
 from batchkit import stages as st
 from batchkit.errors import PipelineError
-from batchkit.plan import batches, nodes
-from batchkit.plan.caching import cached_batches, cached_rows
-from batchkit.plan.calls import Call
-from batchkit.plan.combining import PartedRows, PartRows, ZipRows, source_schema
-from batchkit.plan.passes import Passes
-from batchkit.plan.placing import Numbering, Placed, after, call_of, placed_stages
-from batchkit.plan.stores import Before
+from batchkit.plan.numbered import batches, nodes
+from batchkit.plan.numbered.caching import cached_batches, cached_rows
+from batchkit.plan.numbered.combining import PartedRows, PartRows, ZipRows, source_schema
+from batchkit.plan.numbered.passes import Passes
+from batchkit.plan.numbered.placing import Numbering, Placed, after, call_of, placed_stages
+from batchkit.plan.numbered.stores import Before
+from batchkit.plan.rows.calls import Call
 from batchkit.sources import Combination, Zip
 
 __all__ = ["Indexed", "indexed_nodes", "source_nodes"]

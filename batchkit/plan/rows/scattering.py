@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from batchkit import tree as tree_
 from batchkit.errors import SchemaError
-from batchkit.plan.calls import Rows
+from batchkit.plan.rows.calls import Rows
 from batchkit.ragged import Ragged, scattered
 from batchkit.schema import LeafSpec, common_schema, spec_tree
 from batchkit.sources.stacking import split_rows

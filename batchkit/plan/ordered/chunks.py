@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from batchkit.pipeline import Pipeline
-from batchkit.plan.calls import Call, Rows
-from batchkit.plan.nodes import BatchesNode, Request, RowsNode
-from batchkit.plan.rowwise import changes_number, rowwise
+from batchkit.plan.numbered.nodes import BatchesNode, Request, RowsNode
+from batchkit.plan.rows.calls import Call, Rows
+from batchkit.plan.rows.rowwise import changes_number, rowwise
 from batchkit.plan.step import Step
 from batchkit.tree import Tree
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from batchkit import stages as st
 from batchkit.padding import padded_columns, padded_rows
-from batchkit.plan.calls import Rows
+from batchkit.plan.rows.calls import Rows
 from batchkit.sources.stacking import Lease, stack_rows
 
 __all__ = ["cut_rows"]

@@ -9,7 +9,7 @@ import numpy as np
 
 from batchkit import tree as tree_
 from batchkit.packing import Packed
-from batchkit.plan.calls import Rows
+from batchkit.plan.rows.calls import Rows
 from batchkit.ragged import Ragged
 from batchkit.sources.stacking import split_rows
 from batchkit.tree import Tree

@@ -18,10 +18,10 @@ from batchkit import stages as st
 from batchkit import tree as tree_
 from batchkit.errors import PipelineError, SchemaError, StageError
 from batchkit.metering import SOURCE
-from batchkit.plan.calls import Rows
-from batchkit.plan.lineage import Lineage
-from batchkit.plan.nodes import Request, RowsNode, SlotPool
-from batchkit.plan.scattering import Scattered, scattered_rows
+from batchkit.plan.numbered.nodes import Request, RowsNode, SlotPool
+from batchkit.plan.rows.calls import Rows
+from batchkit.plan.rows.lineage import Lineage
+from batchkit.plan.rows.scattering import Scattered, scattered_rows
 from batchkit.schema import common_schema
 from batchkit.sources import Combination, Zip
 from batchkit.sources.stacking import split_rows

@@ -15,10 +15,10 @@ import numpy.typing as npt
 
 from batchkit import tree as tree_
 from batchkit.errors import PipelineError
-from batchkit.plan.calls import Rows
-from batchkit.plan.joining import joined
-from batchkit.plan.scattering import Scattered, scattered_rows
-from batchkit.plan.walks import Feeds, Flow, State, Walk
+from batchkit.plan.ordered.walks import Feeds, Flow, State, Walk
+from batchkit.plan.rows.calls import Rows
+from batchkit.plan.rows.joining import joined
+from batchkit.plan.rows.scattering import Scattered, scattered_rows
 from batchkit.schedule import MixSchedule
 from batchkit.sources import Combination, Concat, Interleave, Mix, Zip
 from batchkit.sources.stacking import split_rows

@@ -15,7 +15,7 @@ from batchkit import tree as tree_
 from batchkit.errors import BatchkitError, StageError
 from batchkit.metering import Sheet
 from batchkit.packing import Packed
-from batchkit.plan.ownership import owned, roots
+from batchkit.plan.rows.ownership import owned, roots
 from batchkit.ragged import Ragged, part
 from batchkit.random import RowRandom, ScalarRandom
 from batchkit.schema import as_leaf

@@ -12,10 +12,10 @@ from batchkit import stages as st
 from batchkit import tree as tree_
 from batchkit.bucketing import bucket_lengths
 from batchkit.packing import packed_lengths, packed_schema
-from batchkit.plan.assembling import Lengths
-from batchkit.plan.calls import Rows
-from batchkit.plan.indexed import indexed_nodes
-from batchkit.plan.placing import Placed
+from batchkit.plan.numbered.indexed import indexed_nodes
+from batchkit.plan.numbered.placing import Placed
+from batchkit.plan.ordered.assembling import Lengths
+from batchkit.plan.rows.calls import Rows
 from batchkit.sources import RaggedSource
 from batchkit.tree import Tree
 

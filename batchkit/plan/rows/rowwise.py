@@ -12,7 +12,7 @@ from batchkit import stages as st
 from batchkit import tree as tree_
 from batchkit.errors import BatchkitError, StageError
 from batchkit.metering import Sheet
-from batchkit.plan.calls import Call, Rows, call_columns, call_rows
+from batchkit.plan.rows.calls import Call, Rows, call_columns, call_rows
 from batchkit.skipping import Guard
 from batchkit.sources.stacking import split_rows
 from batchkit.tree import Tree

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from batchkit import stages as st
 from batchkit.padding import fresh
-from batchkit.plan.batches import pad_columns
-from batchkit.plan.calls import Call, Rows
-from batchkit.plan.cutting import cut_rows
-from batchkit.plan.joining import joined
-from batchkit.plan.rowwise import call_batches, window_padded
-from batchkit.plan.walks import Cut, Feeds, Flow, State, Walk, pull_rows
+from batchkit.plan.numbered.batches import pad_columns
+from batchkit.plan.ordered.walks import Cut, Feeds, Flow, State, Walk, pull_rows
+from batchkit.plan.rows.calls import Call, Rows
+from batchkit.plan.rows.cutting import cut_rows
+from batchkit.plan.rows.joining import joined
+from batchkit.plan.rows.rowwise import call_batches, window_padded
 
 __all__ = ["BatchCallsFlow", "CutFlow", "UncutFlow", "WindowFlow", "stacked"]
 
