@@ -71,21 +71,28 @@ class BestFit:
         self._segments: dict[int, list[Piece]] = {}
         self._fields = _Fields(limits)
         self._rooms: dict[int, int] = {}
+        """The room in each leaf, where there are several."""
 
     def put(self, sizes: Sequence[list[int]], pieces: Iterable[Piece], closed: list[list[Piece]]) -> None:
         if len(sizes) > 1:
             self._put_several(sizes, pieces, closed)
             return
-        keys, segments = self._keys, self._segments
+        keys, segments, most, number = self._keys, self._segments, self._most, self._next
+        whole = self._limits[0] << _BITS
         for size, piece in zip(sizes[0], pieces, strict=True):
             need = size << _BITS
             at = bisect_left(keys, need)
-            if at == len(keys):
-                self._open((size,), piece, closed)
+            if at < len(keys):
+                key = keys.pop(at)
+                segments[key & _NUMBER].append(piece)
+                insort(keys, key - need, 0, at)
                 continue
-            key = keys.pop(at)
-            segments[key & _NUMBER].append(piece)
-            insort(keys, key - need, 0, at)
+            if at == most:
+                closed.append(segments.pop(keys.pop(0) & _NUMBER))
+            segments[number] = [piece]
+            insort(keys, (whole - need) | number)
+            number += 1
+        self._next = number
 
     def _put_several(self, sizes: Sequence[list[int]], pieces: Iterable[Piece], closed: list[list[Piece]]) -> None:
         keys, rooms, guards = self._keys, self._rooms, self._fields.guards
@@ -100,20 +107,18 @@ class BestFit:
                     self._segments[number].append(piece)
                     break
             else:
-                self._open(each, piece, closed)
-
-    def _open(self, sizes: Sequence[int], piece: Piece, closed: list[list[Piece]]) -> None:
-        if len(self._keys) == self._most:
-            number = self._keys.pop(0) & _NUMBER
-            closed.append(self._segments.pop(number))
-            del self._rooms[number]
-        self.reopen(sizes, [piece])
+                if len(keys) == self._most:
+                    number = keys.pop(0) & _NUMBER
+                    closed.append(self._segments.pop(number))
+                    del rooms[number]
+                self.reopen(each, [piece])
 
     def reopen(self, sizes: Sequence[int], segments: list[Piece]) -> None:
         left = [limit - size for limit, size in zip(self._limits, sizes, strict=True)]
         insort(self._keys, sum(left) << _BITS | self._next)
         self._segments[self._next] = segments
-        self._rooms[self._next] = self._fields.word(left) | self._fields.guards
+        if len(left) > 1:
+            self._rooms[self._next] = self._fields.word(left) | self._fields.guards
         self._next += 1
 
     def opened(self) -> list[list[Piece]]:
@@ -123,8 +128,8 @@ class BestFit:
 class FirstFit:
     """A sequence goes to the oldest one with room.
 
-    The rooms of all open ones are the fields of a single integer, the oldest lowest, so that one subtraction compares
-    them all. Fields that are not in use have no room.
+    The rooms of all open ones are the fields of a single integer, the oldest highest, so that one subtraction compares
+    them all, and the length of what is left says which is the oldest that fits. Fields not in use have no room.
     """
 
     def __init__(self, limits: Sequence[int], most: int) -> None:
@@ -140,18 +145,20 @@ class FirstFit:
             self._put_several(sizes, pieces, closed)
             return
         left, ones, bits, guards = self._left, self._ones, self._fields.bits, self._fields.guards * self._ones
-        rooms, segments = self._rooms, self._segments
+        rooms, segments, last, limit = self._rooms, self._segments, self._most - 1, self._limits[0]
         for size, piece in zip(sizes[0], pieces, strict=True):
             fits = (left - size * ones) & guards
             if fits:
-                at = ((fits & -fits).bit_length() - 1) // bits
-                left -= size << (at * bits)
-                rooms[at] -= size
-                segments[at].append(piece)
+                field = (fits.bit_length() - 1) // bits
+                left -= size << (field * bits)
+                rooms[last - field] -= size
+                segments[last - field].append(piece)
                 continue
-            self._left = left
-            self._open((size,), piece, closed)
-            left = self._left
+            if len(rooms) > last:
+                left = self._closed(left, closed)
+            left += (limit - size) << ((last - len(rooms)) * bits)
+            rooms.append(limit - size)
+            segments.append([piece])
         self._left = left
 
     def _put_several(self, sizes: Sequence[list[int]], pieces: Iterable[Piece], closed: list[list[Piece]]) -> None:
@@ -163,29 +170,28 @@ class FirstFit:
             for shift in self._fields.shifts:
                 fits &= compared >> shift
             if not fits:
-                self._open(each, piece, closed)
+                if len(self._rooms) == self._most:
+                    self._left = self._closed(self._left, closed)
+                self.reopen(each, [piece])
                 continue
-            at = ((fits & -fits).bit_length() - 1) // bits
-            self._left -= need << (at * bits)
-            self._rooms[at] -= sum(each)
-            self._segments[at].append(piece)
+            field = (fits.bit_length() - 1) // bits
+            self._left -= need << (field * bits)
+            self._rooms[self._most - 1 - field] -= sum(each)
+            self._segments[self._most - 1 - field].append(piece)
 
-    def _open(self, sizes: Sequence[int], piece: Piece, closed: list[list[Piece]]) -> None:
-        rooms = self._rooms
-        if len(rooms) == self._most:
-            fullest = rooms.index(min(rooms))
-            del rooms[fullest]
-            closed.append(self._segments.pop(fullest))
-            # Those that are younger move down.
-            place, bits = fullest * self._fields.bits, self._fields.bits
-            younger = self._left >> (place + bits) << place
-            unused = self._fields.guards << ((self._most - 1) * bits)
-            self._left = self._left & ((1 << place) - 1) | younger | unused
-        self.reopen(sizes, [piece])
+    def _closed(self, left: int, closed: list[list[Piece]]) -> int:
+        """Close the fullest one; return the rooms without it: younger ones move up, and the lowest field has none."""
+        fullest = self._rooms.index(min(self._rooms))
+        del self._rooms[fullest]
+        closed.append(self._segments.pop(fullest))
+        bits = self._fields.bits
+        above = (self._most - fullest) * bits
+        younger = (left & ((1 << (above - bits)) - 1)) << bits
+        return left >> above << above | younger | self._fields.guards
 
     def reopen(self, sizes: Sequence[int], segments: list[Piece]) -> None:
         left = [limit - size for limit, size in zip(self._limits, sizes, strict=True)]
-        self._left += self._fields.word(left) << (len(self._rooms) * self._fields.bits)
+        self._left += self._fields.word(left) << ((self._most - 1 - len(self._rooms)) * self._fields.bits)
         self._rooms.append(sum(left))
         self._segments.append(segments)
 

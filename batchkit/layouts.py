@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,11 +14,12 @@ from batchkit import tree as tree_
 from batchkit.errors import SchemaError
 from batchkit.sources.stacking import Lease
 
-__all__ = ["INT32", "Layout", "LongSegments", "Packed", "ShortSegments", "layout_of"]
+__all__ = ["INT32", "Layout", "Packed", "Runs"]
 
 INT32 = np.dtype(np.int32)
-_LONG = 48
-"""Segments longer than this on average are copied one by one: a call each costs less than an index a value."""
+_LONG = 256
+"""Where segments are longer than this on average, they are copied one by one: a call each costs less than an index a
+value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,16 +35,30 @@ class Packed:
     rows: npt.NDArray[np.int64]
     starts: npt.NDArray[np.int64]
     stops: npt.NDArray[np.int64]
+    origin: tuple[Packed, int, dict[int, Runs]] | None = field(default=None, repr=False, compare=False)
+    """The packed rows that these were made together with, their place there, and what was worked out for all."""
 
     def __len__(self) -> int:
         """Return the number of packed rows."""
         return len(self.offsets) - 1
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Have only what makes these packed rows sent to other processes."""
+        return Packed, (self.offsets, self.rows, self.starts, self.stops)
+
+    def together(self) -> Packed:
+        """Return the same packed rows, of which parts share what can be worked out for all at once."""
+        return dataclasses.replace(self, origin=(self, 0, {}))
+
     def part(self, start: int, stop: int) -> Packed:
         """Return the packed rows from ``start`` to ``stop``, as views."""
         bounds = self.offsets[start : stop + 1]
         cut = slice(bounds[0], bounds[-1])
-        return Packed(bounds - bounds[0], self.rows[cut], self.starts[cut], self.stops[cut])
+        origin = None
+        if self.origin is not None:
+            whole, first, runs = self.origin
+            origin = (whole, first + start, runs)
+        return Packed(bounds - bounds[0], self.rows[cut], self.starts[cut], self.stops[cut], origin)
 
     def chosen(self, which: npt.NDArray[np.int64]) -> Packed:
         """Return other packed rows, in another order."""
@@ -54,12 +70,22 @@ class Packed:
 
     def of_rows(self, rows: npt.NDArray[np.int64]) -> Packed:
         """Return the same of other rows, given for each segment."""
-        return Packed(self.offsets, rows, self.starts, self.stops)
+        return Packed(self.offsets, rows, self.starts, self.stops, self.origin)
 
     def needed(self) -> tuple[npt.NDArray[np.int64], Packed]:
         """Return the rows that segments are of, rising, and the same packed rows with their places among those."""
         rows, places = np.unique(self.rows, return_inverse=True)
-        return rows, Packed(self.offsets, places.astype(np.int64, copy=False), self.starts, self.stops)
+        return rows, self.of_rows(places.astype(np.int64, copy=False))
+
+    def runs(self, column: int, length: int) -> Runs:
+        """Return the runs that packed rows of ``length`` are made of; ``column`` is that of the leaf's stops."""
+        if self.origin is None:
+            return Runs.of(self, column, length)
+        whole, first, known = self.origin
+        if column not in known:
+            known[column] = Runs.of(whole, column, length)
+        start, stop = int(whole.offsets[first]), int(whole.offsets[first + len(self)])
+        return known[column].part(first, len(self), start, stop)
 
     @staticmethod
     def joined(parts: Sequence[Packed]) -> Packed:
@@ -74,19 +100,62 @@ class Packed:
         )
 
 
-def layout_of(packed: Packed, column: int, length: int) -> Layout:
-    """Return where the values of a leaf go in packed rows of ``length``; ``column`` is that of its stops."""
-    sizes = packed.stops[:, column] - packed.starts
-    long = int(sizes.sum()) > _LONG * len(sizes)
-    return (LongSegments if long else ShortSegments)(packed, column, length)
+class Runs(NamedTuple):
+    """Runs that cover all places of packed rows, in order.
+
+    Each packed row has one for every segment, and one of what is left behind them, which may be empty.
+    """
+
+    segments: npt.NDArray[np.int64]
+    """Which of the runs are those of segments."""
+    tails: npt.NDArray[np.int64]
+    """Which are left behind them."""
+    sizes: npt.NDArray[np.int64]
+    begins: npt.NDArray[np.int64]
+    """Where each begins, counted over all packed rows."""
+    within: npt.NDArray[np.int32]
+    """Where each begins in its packed row."""
+    numbers: npt.NDArray[np.int32]
+    """The number of the segment in its packed row, from 1; 0 for what is left."""
+
+    @staticmethod
+    def of(packed: Packed, column: int, length: int) -> Runs:
+        """Return those of packed rows."""
+        firsts, rows = packed.offsets[:-1], np.arange(len(packed))
+        owners, places = rows.repeat(np.diff(packed.offsets)), np.arange(len(packed.rows))
+        segments, tails = places + owners, packed.offsets[1:] + rows
+        sizes = np.empty(len(places) + len(rows), np.int64)
+        sizes[segments] = lengths = packed.stops[:, column] - packed.starts
+        sizes[tails] = length - (np.add.reduceat(lengths, firsts) if len(rows) else 0)
+        begins = sizes.cumsum() - sizes
+        numbers = np.zeros(len(sizes), np.int32)
+        numbers[segments] = places - firsts[owners] + 1
+        return Runs(segments, tails, sizes, begins, (begins % length).astype(np.int32), numbers)
+
+    def part(self, first: int, rows: int, start: int, stop: int) -> Runs:
+        """Return those of some packed rows from ``first`` on, which have the segments from ``start`` to ``stop``."""
+        begin, end = start + first, stop + first + rows
+        begins = self.begins[begin:end]
+        return Runs(
+            self.segments[start:stop] - begin,
+            self.tails[first : first + rows] - begin,
+            self.sizes[begin:end],
+            begins - begins[:1],
+            self.within[begin:end],
+            self.numbers[begin:end],
+        )
 
 
-class _Layout:
-    """What both ways to copy have in common."""
+class Layout:
+    """Where the values of a leaf go in packed rows of ``length``; ``column`` is that of its stops."""
 
     def __init__(self, packed: Packed, column: int, length: int) -> None:
-        self.length, self._packed, self._column = length, packed, column
-        self._sizes = packed.stops[:, column] - packed.starts
+        self.length, self._packed = length, packed
+        self._stops = packed.stops[:, column]
+        self._runs = packed.runs(column, length)
+        self._ids = self._runs.numbers.repeat(self._runs.sizes)
+        self._empty = np.flatnonzero(self._ids == 0)
+        self._read: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None = None
 
     def check(self, lengths: npt.NDArray[np.int64], path: str, ids: Any, after: str) -> None:
         """Make sure that a leaf has the values that segments are of; ``lengths`` are those of each segment's row.
@@ -94,125 +163,66 @@ class _Layout:
         Raises:
             SchemaError: a row is shorter than it was when it was packed.
         """
-        stops = self._packed.stops[:, self._column]
-        short = np.flatnonzero(stops > lengths)
-        if len(short):
-            place = int(short[0])
+        short = self._stops > lengths
+        if short.any():
+            place = int(short.argmax())
             row = ids[int(self._packed.rows[place])]
             raise SchemaError(
                 f"row {row}: {tree_.leaf_label(path)} is {lengths[place]} long, but it was "
-                f"packed as {stops[place]}{after}. Give the same length whenever a row is read"
+                f"packed as {self._stops[place]}{after}. Give the same length whenever a row is read"
             )
 
-
-class LongSegments(_Layout):
-    """Segments copied one by one."""
-
-    def __init__(self, packed: Packed, column: int, length: int) -> None:
-        super().__init__(packed, column, length)
-        sizes, firsts = self._sizes, packed.offsets[:-1]
-        before = np.cumsum(sizes) - sizes
-        rows = np.arange(len(packed)) * length
-        counts = np.diff(packed.offsets)
-        begins = before + np.repeat(rows - before[firsts], counts)
-        self._begins, self._ends = begins.tolist(), (begins + sizes).tolist()
-        self._numbers = (np.arange(1, len(sizes) + 1) - np.repeat(firsts, counts)).tolist()
-        tails = rows + np.add.reduceat(sizes, firsts)
-        self._tails = [
-            (tail, end) for tail, end in zip(tails.tolist(), (rows + length).tolist(), strict=True) if tail < end
-        ]
-
     def segment_ids(self, lease: Lease, name: str) -> npt.NDArray[Any]:
         """Return the number of the segment at every place, from 1 in each packed row; 0 behind them."""
         out = lease((f"{name}segment_ids", "packed"), len(self._packed), INT32, (self.length,))
-        flat = out.reshape(-1)
-        for begin, end, number in zip(self._begins, self._ends, self._numbers, strict=True):
-            flat[begin:end] = number
-        return self._ended(out, flat, 0)
-
-    def positions(self, lease: Lease, name: str) -> npt.NDArray[Any]:
-        """Return the place within its segment of every place; 0 behind them."""
-        out = lease((f"{name}positions", "packed"), len(self._packed), INT32, (self.length,))
-        flat, places = out.reshape(-1), np.arange(self.length, dtype=np.int32)
-        for begin, end in zip(self._begins, self._ends, strict=True):
-            flat[begin:end] = places[: end - begin]
-        return self._ended(out, flat, 0)
-
-    def fill(self, values: npt.NDArray[Any], begins: npt.NDArray[np.int64], out: npt.NDArray[Any], fill: Any) -> None:
-        """Write the values, of which those of each segment's row begin at ``begins``, and ``fill`` behind them."""
-        flat = out.reshape(len(self._packed) * self.length, *out.shape[2:])
-        for begin, end, start in zip(self._begins, self._ends, (begins + self._packed.starts).tolist(), strict=True):
-            flat[begin:end] = values[start : start + end - begin]
-        self._ended(out, flat, fill)
-
-    def _ended(self, out: npt.NDArray[Any], flat: npt.NDArray[Any], fill: Any) -> npt.NDArray[Any]:
-        for tail, end in self._tails:
-            flat[tail:end] = fill
-        return out
-
-
-class ShortSegments(_Layout):
-    """Segments copied value by value: runs that cover all places, in order.
-
-    Each packed row has a run for every segment, and one of what is left behind them, which may be empty.
-    """
-
-    def __init__(self, packed: Packed, column: int, length: int) -> None:
-        super().__init__(packed, column, length)
-        counts, rows = np.diff(packed.offsets), len(packed)
-        tails = packed.offsets[1:] + np.arange(rows)
-        self._inner = np.ones(len(packed.rows) + rows, bool)
-        self._inner[tails] = False
-        sizes = self._sizes
-        self._runs = np.zeros(len(self._inner), np.int64)
-        self._runs[self._inner] = sizes
-        used = np.add.reduceat(sizes, packed.offsets[:-1]) if rows else np.zeros(0, np.int64)
-        self._runs[tails] = length - used
-        self._numbers = np.zeros(len(self._inner), np.int32)
-        self._numbers[self._inner] = np.arange(1, len(sizes) + 1) - np.repeat(packed.offsets[:-1], counts)
-        self._begins = np.cumsum(self._runs) - self._runs
-        self._flat_ids = np.repeat(self._numbers, self._runs)
-        self._empty = np.flatnonzero(self._flat_ids == 0)
-        self._read: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None = None
-
-    def segment_ids(self, lease: Lease, name: str) -> npt.NDArray[Any]:
-        """Return the number of the segment at every place, from 1 in each packed row; 0 behind them."""
-        out = lease((f"{name}segment_ids", "packed"), len(self._packed), INT32, (self.length,))
-        out[...] = self._flat_ids.reshape(out.shape)
+        out[...] = self._ids.reshape(out.shape)
         return out
 
     def positions(self, lease: Lease, name: str) -> npt.NDArray[Any]:
         """Return the place within its segment of every place; 0 behind them."""
         out = lease((f"{name}positions", "packed"), len(self._packed), INT32, (self.length,))
-        flat = out.reshape(-1)
-        dtype = np.int32 if out.size < 2**31 else np.int64  # half the bytes
-        places, begins = np.arange(out.size, dtype=dtype), self._begins.astype(dtype)
-        np.subtract(places, np.repeat(begins, self._runs), out=flat, casting="same_kind")
-        flat[self._empty] = 0
+        begins = self._runs.within.repeat(self._runs.sizes)
+        np.subtract(np.arange(self.length, dtype=np.int32), begins.reshape(out.shape), out=out)
+        out.reshape(-1)[self._empty] = 0
         return out
 
     def fill(self, values: npt.NDArray[Any], begins: npt.NDArray[np.int64], out: npt.NDArray[Any], fill: Any) -> None:
         """Write the values, of which those of each segment's row begin at ``begins``, and ``fill`` behind them."""
-        if len(self._empty) == len(self._flat_ids):
-            out[...] = fill
-            return
-        places = self._places(begins)
-        flat = out.reshape(len(self._flat_ids), *out.shape[2:])
-        if values.dtype == out.dtype:
-            values.take(places, axis=0, out=flat, mode="clip")
+        flat = out.reshape(len(self._ids), *out.shape[2:])
+        if len(self._empty) == len(self._ids):
+            flat[...] = fill
+        elif len(self._ids) > _LONG * len(self._runs.segments):
+            self._put_together(values, begins, flat, fill)
         else:
-            flat[...] = values.take(places, axis=0, mode="clip")
-        flat[self._empty] = fill
+            places = self._places(begins)
+            if values.dtype == out.dtype:
+                values.take(places, axis=0, out=flat, mode="clip")
+            else:
+                flat[...] = values.take(places, axis=0, mode="clip")
+            flat[self._empty] = fill
+
+    def _put_together(
+        self, values: npt.NDArray[Any], begins: npt.NDArray[np.int64], flat: npt.NDArray[Any], fill: Any
+    ) -> None:
+        """Write the values segment by segment."""
+        runs, starts = self._runs, begins + self._packed.starts
+        ends = starts + runs.sizes[runs.segments]
+        left = runs.sizes[runs.tails]
+        filled = np.full((left.max(), *flat.shape[1:]), fill, flat.dtype)
+        parts = [filled] * len(runs.sizes)
+        for run, start, end in zip(runs.segments.tolist(), starts.tolist(), ends.tolist(), strict=True):
+            parts[run] = values[start:end]
+        for run, size in zip(runs.tails.tolist(), left.tolist(), strict=True):
+            parts[run] = filled[:size]
+        np.concatenate(parts, out=flat)
 
     def _places(self, begins: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return where the value of every place comes from; leaves that begin alike share that."""
         if self._read is None or not np.array_equal(self._read[0], begins):
-            shift = np.zeros(len(self._runs), np.int64)
-            shift[self._inner] = begins + self._packed.starts - self._begins[self._inner]
-            places = np.repeat(shift, self._runs)
+            runs = self._runs
+            shift = np.zeros(len(runs.sizes), np.int64)
+            shift[runs.segments] = begins + self._packed.starts - runs.begins[runs.segments]
+            places = shift.repeat(runs.sizes)
             places += np.arange(len(places))
             self._read = begins, places
         return self._read[1]
-
-
-Layout: TypeAlias = "LongSegments | ShortSegments"

@@ -13,7 +13,7 @@ from batchkit import stages as st
 from batchkit import tree as tree_
 from batchkit.bins import BestFit, Bins, FirstFit, Piece
 from batchkit.errors import MissingLeafError, SchemaError, StageError, StateError, nearest
-from batchkit.layouts import INT32, Layout, Packed, layout_of
+from batchkit.layouts import INT32, Layout, Packed
 from batchkit.lengths import agreed, column_lengths, item_lengths
 from batchkit.ragged import Ragged
 from batchkit.schema import LeafSpec, native
@@ -229,7 +229,7 @@ def packed_columns(stage: st.Pack, columns: Tree, packed: Packed, ids: Any, afte
     for index, (path, leaf) in enumerate(zip(paths, leaves, strict=True)):
         if layout is None or stage.leaves is not None:
             column = 0 if stage.leaves is None else stage.leaves.index(path)
-            layout = layout_of(packed, column, stage.limits[column])
+            layout = Layout(packed, column, stage.limits[column])
             name = f"{path}_" if stage.leaves is not None else ""
             added += [layout.segment_ids(lease, name), layout.positions(lease, name)]
             seen.clear()

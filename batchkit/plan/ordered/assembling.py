@@ -268,20 +268,22 @@ class _Packing(_Holding):
     def _put(self, made: Packed) -> None:
         if len(made):
             wanted, packed = made.needed()
-            self._made, self._at = (self._arrived(wanted), packed), 0
+            segments, firsts = self._arrived(wanted), packed.offsets[:-1]
+            first = packed.rows[firsts]
+            epochs = segments.epochs if isinstance(segments.epochs, int) else segments.epochs[first]
+            subs = packed.starts[firsts]
+            self._made = Rows(segments.ids[first], epochs, subs=subs, packed=packed.together(), segments=segments)
+            self._at = 0
             self._out.extend(range(len(packed)))
 
     def _given(self, most: int) -> Rows:
-        rows, packed = self._made
-        start, stop = self._at, min(self._at + most, len(packed))
+        start = self._at
+        self._at = stop = min(start + most, len(self._made))
         for _ in range(start, stop):
             self._out.popleft()
         self._taken += stop - start
-        self._at = stop
-        cut = packed.part(start, stop)
-        firsts = cut.rows[cut.offsets[:-1]]
-        epochs = rows.epochs if isinstance(rows.epochs, int) else rows.epochs[firsts]
-        return Rows(rows.ids[firsts], epochs, subs=cut.starts[cut.offsets[:-1]], packed=cut, segments=rows)
+        rows: Rows = self._made.part(start, stop)
+        return rows
 
 
 def needed(rows: Rows) -> tuple[Rows, Packed]:
