@@ -5,7 +5,8 @@ Sources:
 - J. Black, P. Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002: the generalised
   Feistel network on Z_a x Z_b, and cycle walking.
 - D. Stafford, "Better Bit Mixing", 2011 (variant 13), the finaliser of SplitMix64 (G. Steele,
-  D. Lea, C. Flood, OOPSLA 2014): a round's function is a shortened form of it.
+  D. Lea, C. Flood, OOPSLA 2014), and for words of 32 bits C. Wellons, "Prospecting for Hash
+  Functions", 2018 (its later constants, by T. I. Born): a round's function is a shortened form.
 - D. Lemire, "Fast Random Integer Generation in an Interval", TOMACS 2019: multiply-shift, by which a
   round's word becomes a number in Z_b.
 - NEP 19: ``RandomState`` and the bit generators of NumPy are frozen, ``Generator`` is not.
@@ -22,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batchkit.errors import PipelineError, PipelineTypeError
-from batchkit.random.words import I64, M1, M2, PERMUTATION_DOMAIN, TILE, U64, as_words, entropy
+from batchkit.random.words import I64, MULTIPLIERS, PERMUTATION_DOMAIN, TILE, U64, entropy
 
 MATERIALISED = 1 << 20
 """Up to this many rows a permutation is kept as an array (8 bytes a row)."""
@@ -30,12 +31,11 @@ MATERIALISED = 1 << 20
 _Block: TypeAlias = "tuple[int, int, I64]"
 """(low, high, the rows at those positions)"""
 
-_BLOCK_BITS = 16  # 65,536 positions a block: 512 KiB, some 2 ms of work, 256 steps of 256 rows
+_BLOCK_BITS = 16  # 65,536 positions a block: 512 KiB, 1 to 2 ms of work, 256 steps of 256 rows
 _FIRST_BITS = 11  # 2,048 positions: some 100 us
 _BLOCKS_KEPT = 4
+_NARROW = 1 << 31  # up to so many rows words of 32 bits do, which are computed twice as fast
 _ROUNDS = 10  # pair and quartet counts show structure up to 5 rounds, and none from 6 on
-
-(_S32,) = as_words(32)
 
 
 class _Feistel:
@@ -47,46 +47,54 @@ class _Feistel:
     is sent through again until it lies inside.
     """
 
-    __slots__ = ("_bits", "_keys", "_length", "_modulus")
+    __slots__ = ("_bits", "_keys", "_length", "_low", "_modulus", "_multipliers", "_tile", "_top", "_word", "_xor")
 
     def __init__(self, length: int, seeds: np.random.SeedSequence) -> None:
-        self._length = np.uint64(length)
+        narrow = length <= _NARROW
+        self._word: Any = np.uint32 if narrow else np.uint64
+        self._multipliers = self._constants(*((0x21F0AAAD, 0xD35A2D97) if narrow else MULTIPLIERS))
         bits = max(1, (length - 1).bit_length() // 2)
-        self._bits = np.uint64(bits)
-        self._modulus = np.uint64(-(-length // (1 << bits)))
-        self._keys = list(seeds.generate_state(_ROUNDS, np.uint64))
+        size = 32 if narrow else 64
+        self._bits, self._low, self._top = self._constants(bits, (1 << bits) - 1, size - bits)
+        self._length, self._modulus = self._constants(length, -(-length // (1 << bits)))
+        # Half a word makes a word's high half a number below the modulus, which has half as many bits at most.
+        self._xor = self._constants(15 if narrow else 32, size // 2)
+        self._keys = self._constants(*seeds.generate_state(_ROUNDS, self._word))
+        self._tile = TILE * 64 // size
+
+    def _constants(self, *numbers: Any) -> list[Any]:
+        return [np.array(number, self._word) for number in numbers]
 
     def rows(self, positions: U64) -> I64:
         """Return the rows at a vector of positions."""
-        found = np.empty(positions.size, np.uint64)
-        for low in range(0, positions.size, TILE):
-            found[low : low + TILE] = self._network(positions[low : low + TILE])
+        found = np.empty(positions.size, self._word)
+        for low in range(0, positions.size, self._tile):
+            found[low : low + self._tile] = self._network(positions[low : low + self._tile].astype(self._word))
         outside = np.flatnonzero(found >= self._length)
         while outside.size:
             walked = self._network(found[outside])
             found[outside] = walked
             outside = outside[walked >= self._length]
-        return found.view(np.int64)
+        return found.astype(np.int64) if self._word is np.uint32 else found.view(np.int64)
 
-    def _network(self, values: U64) -> U64:
-        left = values & ((np.uint64(1) << self._bits) - np.uint64(1))
-        right = values >> self._bits
-        top = np.uint64(64) - self._bits
+    def _network(self, values: Any) -> Any:
+        left, right = values & self._low, values >> self._bits
         mixed, scratch = np.empty_like(values), np.empty_like(values)
+        (first, second), (xor, half) = self._multipliers, self._xor
         for turn, key in enumerate(self._keys):
-            # A half has at most 31 bits, so the first xor-shift of the SplitMix64 finaliser is idle.
+            # A half has few bits, so that the first xor-shift of the finaliser is idle.
             np.add(right if turn % 2 else left, key, out=mixed)
-            np.multiply(mixed, M1, out=mixed)
-            np.right_shift(mixed, _S32, out=scratch)
+            np.multiply(mixed, first, out=mixed)
+            np.right_shift(mixed, xor, out=scratch)
             np.bitwise_xor(mixed, scratch, out=mixed)
-            np.multiply(mixed, M2, out=mixed)
+            np.multiply(mixed, second, out=mixed)
             if turn % 2:
-                np.right_shift(mixed, top, out=mixed)
+                np.right_shift(mixed, self._top, out=mixed)
                 np.bitwise_xor(left, mixed, out=left)
             else:
-                np.right_shift(mixed, _S32, out=mixed)
+                np.right_shift(mixed, half, out=mixed)
                 np.multiply(mixed, self._modulus, out=mixed)
-                np.right_shift(mixed, _S32, out=mixed)
+                np.right_shift(mixed, half, out=mixed)
                 np.add(right, mixed, out=right)
                 # Where right < b, right - b wraps to a huge number: the minimum is right mod b.
                 np.subtract(right, self._modulus, out=mixed)

@@ -33,7 +33,8 @@ PERMUTATION_DOMAIN, _ROWS_DOMAIN = 0x7065726D, 0x726F7773  # one a purpose: equa
 TILE = 8192  # numbers worked on at once: three such arrays stay in a core's own cache
 
 MASK64 = (1 << 64) - 1
-GOLDEN, _MULTIPLIER_1, _MULTIPLIER_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+GOLDEN = 0x9E3779B97F4A7C15
+MULTIPLIERS = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
 def as_words(*numbers: int) -> list[U64]:
@@ -42,7 +43,7 @@ def as_words(*numbers: int) -> list[U64]:
     return [np.array(number, np.uint64) for number in numbers]
 
 
-M1, M2, GAMMA = as_words(_MULTIPLIER_1, _MULTIPLIER_2, GOLDEN)
+M1, M2, GAMMA = as_words(*MULTIPLIERS, GOLDEN)
 _S27, _S30, _S31 = as_words(27, 30, 31)
 
 
@@ -63,8 +64,8 @@ def entropy(domain: int, key: Sequence[int]) -> list[int]:
 
 def mix(word: int) -> int:
     """Return the SplitMix64 finaliser (Stafford's variant 13) of a 64-bit word."""
-    word = (word ^ (word >> 30)) * _MULTIPLIER_1 & MASK64
-    word = (word ^ (word >> 27)) * _MULTIPLIER_2 & MASK64
+    word = (word ^ (word >> 30)) * MULTIPLIERS[0] & MASK64
+    word = (word ^ (word >> 27)) * MULTIPLIERS[1] & MASK64
     return word ^ (word >> 31)
 
 
