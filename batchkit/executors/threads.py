@@ -22,6 +22,8 @@ SLOW_SECONDS = 300e-6
 """A step for which the hand-over is next to nothing."""
 SURE_SECONDS = 20e-3
 """A step so slow that not even the making of an epoch's order explains it."""
+SEEN_STEPS, SEEN_SECONDS = (3, 32), 4e-3
+"""How many slow steps in a row show that steps are slow: at least, and at most; between, those that take so long."""
 JOIN_SECONDS = 5.0
 """How long closing waits for threads; one that is stuck in a user's function ends when that returns."""
 
@@ -53,15 +55,19 @@ class Patience:
 
     def __init__(self) -> None:
         self._worth = 0  # how many steps in a row threads would have paid for
+        self._seconds = 0.0  # how long these took
         self.pays = False
         """Whether threads would pay, after what was seen last."""
 
     def observe(self, cost: float, gap: float) -> bool:
         """Take in how long a step took, and the caller before it; return whether threads would pay."""
         worth = cost > SLOW_SECONDS or (cost > HAND_OVER_SECONDS and gap > HAND_OVER_SECONDS)
-        self._worth = self._worth + 1 if worth else 0
-        # One slow step says little: the first one makes the epoch's order, and any may be interrupted.
-        self.pays = cost > SURE_SECONDS or self._worth >= 3
+        self._worth, self._seconds = (self._worth + 1, self._seconds + cost) if worth else (0, 0.0)
+        # One slow step says little: the first one makes the epoch's order, and any may be interrupted. Of short ones
+        # a few say little, too: on a busy machine, or in new memory, they take several times as long.
+        least, most = SEEN_STEPS
+        seen = self._worth >= most or (self._worth >= least and self._seconds >= SEEN_SECONDS)
+        self.pays = cost > SURE_SECONDS or seen
         return self.pays
 
 
