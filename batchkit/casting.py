@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from batchkit.errors import PipelineError
+from batchkit.errors import PipelineError, SchemaError
+from batchkit.tree import leaf_label
 
-__all__ = ["DoesNotFitError", "cast_into", "cast_mend", "parse_dtype"]
+__all__ = ["DoesNotFitError", "cast_into", "cast_mend", "fill_value", "parse_dtype"]
 
 
 class DoesNotFitError(Exception):
@@ -85,3 +86,27 @@ def cast_mend(leaf: str, dtype: np.dtype[Any]) -> str:
     (".cast(label='int32')", ".cast({'meta/id': 'int32'})")
     """
     return f".cast({leaf}={dtype.name!r})" if leaf.isidentifier() else f".cast({{{leaf!r}: {dtype.name!r}}})"
+
+
+def fill_value(value: Any, dtype: np.dtype[Any], leaf: str, verb: str) -> Any:
+    """Return what ``verb(pad_value=value)`` fills a leaf with; 0 stands for what is empty in any dtype.
+
+    >>> fill_value(0, np.dtype("<U3"), "word", "pack"), fill_value(-1, np.dtype("int8"), "x", "pack")
+    (np.str_(''), np.int8(-1))
+
+    Raises:
+        SchemaError: the value does not fit the dtype; names the leaf and the mend.
+    """
+    if isinstance(value, (int, float)) and value == 0:
+        return np.zeros((), dtype)[()]
+    try:
+        fill = np.array(value).astype(dtype)[()]
+        fits = dtype.kind not in "biu" or int(fill) == value
+    except (ValueError, TypeError, OverflowError):
+        fits = False
+    if not fits:
+        raise SchemaError(
+            f"{verb}(pad_value): {value!r} does not fit {leaf_label(leaf)}, which is {dtype.name}. Give a value by "
+            f"leaf, pad_value={{{leaf!r}: ...}}, or cast the leaf before"
+        )
+    return fill

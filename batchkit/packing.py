@@ -12,6 +12,7 @@ import numpy.typing as npt
 from batchkit import stages as st
 from batchkit import tree as tree_
 from batchkit.bins import BestFit, Bins, FirstFit, Piece
+from batchkit.casting import fill_value
 from batchkit.errors import MissingLeafError, SchemaError, StageError, StateError, nearest
 from batchkit.layouts import INT32, Layout, Packed
 from batchkit.lengths import agreed, column_lengths, item_lengths
@@ -239,7 +240,7 @@ def packed_columns(stage: st.Pack, columns: Tree, packed: Packed, ids: Any, afte
         seen = seen or {path: lengths}
         layout.check(lengths, path, ids, after)
         out = lease((path, "packed"), len(packed), native(leaf.dtype), (layout.length, *values.shape[1:]))
-        layout.fill(values, begins, out, _fill(stage, path, out.dtype))
+        layout.fill(values, begins, out, fill_value(stage.value(path), out.dtype, path, "pack"))
         leaves[index] = out
     return _with_places(tree_.unflatten(treedef, leaves), paths if stage.leaves is not None else None, added)
 
@@ -253,21 +254,6 @@ def _extents(
         return leaf.values, begins, leaf.offsets[rows + 1] - begins
     count, length = leaf.shape[:2]
     return leaf.reshape(count * length, *leaf.shape[2:]), rows * length, np.full(len(rows), length, np.int64)
-
-
-def _fill(stage: st.Pack, path: str, dtype: np.dtype[Any]) -> Any:
-    value = stage.value(path)
-    try:
-        fill = np.array(value).astype(dtype)
-        fits = value == 0 or dtype.kind not in "biu" or int(fill) == value
-    except (ValueError, TypeError, OverflowError):
-        fits = False
-    if not fits:
-        raise SchemaError(
-            f"pack(pad_value): {value!r} does not fit {tree_.leaf_label(path)}, which is {dtype.name}. Give a value by "
-            f"leaf, pad_value={{{path!r}: ...}}, or cast the leaf before"
-        )
-    return fill
 
 
 def _with_places(columns: Tree, names: Iterable[str] | None, added: Sequence[Any]) -> Tree:

@@ -10,10 +10,11 @@ import numpy.typing as npt
 
 from batchkit import stages as st
 from batchkit import tree as tree_
+from batchkit.casting import fill_value
 from batchkit.errors import SchemaError
 from batchkit.ragged import Ragged, RaggedRows
 from batchkit.schema import LeafSpec, as_leaf, native
-from batchkit.sources.stacking import Lease, stack_rows
+from batchkit.sources.stacking import Lease, both_text, stack_rows
 from batchkit.tree import Tree
 
 __all__ = ["fresh", "padded_columns", "padded_rows", "padded_schema"]
@@ -89,7 +90,7 @@ class _Padding:
         self._lengths[path] = lengths
         sides = self._target(path, (int(lengths.max(initial=0)), *leaf.values.shape[1:]), lambda row: int(lengths[row]))
         dtype = native(leaf.dtype)
-        fill = self._fill(path, dtype)
+        fill = fill_value(self._stage.value(path), dtype, path, "padded_batch")
         out = self._lease((path, "padded"), len(leaf), dtype, sides)
         if sides[1:] == leaf.values.shape[1:]:
             return leaf.padded(sides[0], fill, out)
@@ -119,7 +120,7 @@ class _Padding:
             column: npt.NDArray[Any] = stack_rows(values, ids, self._after, None)
             return column
         for place, array in enumerate(arrays):
-            if array.ndim != first.ndim or array.dtype != first.dtype:
+            if array.ndim != first.ndim or (array.dtype != first.dtype and not both_text(array, first)):
                 raise SchemaError(
                     f"row {ids[place]}: {label} is {array.dtype.name}{list(array.shape)}, but row {ids[0]} has "
                     f"{first.dtype.name}{list(first.shape)}{self._after}. padded_batch() evens out sizes alone: return "
@@ -128,9 +129,9 @@ class _Padding:
         self._lengths[path] = np.array([len(array) for array in arrays], np.int64)
         longest = tuple(max(sizes) for sizes in zip(*(array.shape for array in arrays), strict=True))
         sides = self._target(path, longest, lambda row: arrays[row].shape)
-        dtype = native(first.dtype)
+        dtype = native(np.result_type(*{array.dtype for array in arrays}))  # of text, the longest
         out = self._lease((path, "padded"), len(arrays), dtype, sides)
-        out[...] = self._fill(path, dtype)
+        out[...] = fill_value(self._stage.value(path), dtype, path, "padded_batch")
         for place, array in enumerate(arrays):
             out[_corner(place, array.shape)] = array
         return out
@@ -166,20 +167,6 @@ class _Padding:
             f"row {ids[place]}: {tree_.leaf_label(path)} has {own} entries{where}, and padded_batch(length) allows "
             f"{most}{self._after}. Cut such rows in a map(), or give a greater length"
         )
-
-    def _fill(self, path: str, dtype: np.dtype[Any]) -> Any:
-        value = self._stage.value(path)
-        try:
-            fill = np.array(value).astype(dtype)
-            fits = value == 0 or dtype.kind not in "biu" or int(fill) == value
-        except (ValueError, TypeError, OverflowError):
-            fits = False
-        if not fits:
-            raise SchemaError(
-                f"padded_batch(pad_value): {value!r} does not fit {tree_.leaf_label(path)}, which is {dtype.name}. "
-                f"Give a value by leaf, pad_value={{{path!r}: ...}}, or cast the leaf before"
-            )
-        return fill
 
 
 def _corner(place: int, shape: tuple[int, ...]) -> tuple[Any, ...]:

@@ -242,3 +242,19 @@ def test_taking_rows_of_a_ragged_column_is_taking_them_of_a_list(lengths: list[i
     assert taken.lengths.tolist() == [len(rows[place]) for place in chosen]
     half = len(chosen) // 2
     assert [row.tolist() for row in taken.part(half, len(chosen))] == [rows[place] for place in chosen[half:]]
+
+
+@pytest.mark.parametrize("executor", ["inline", "processes"])
+@pytest.mark.parametrize("verb", ["padded_batch", "bucket_batch", "pack"])
+def test_text_of_any_width_is_filled_up_with_empty_text(verb: str, executor: str) -> None:
+    rows = [{"w": np.array(["a", "b"])}, {"w": np.array(["xyz"])}]
+    pipe = bk.from_sequence(rows)
+    if verb == "pack":
+        made = pipe.pack(4).batch(2)
+    else:
+        made = pipe.padded_batch(2) if verb == "padded_batch" else pipe.bucket_batch(2, boundaries=[2])
+    with bk.Loader(made, executor=executor) as loader:
+        (batch,) = loader
+    wanted = [["a", "b", "xyz", ""]] if verb == "pack" else [["a", "b"], ["xyz", ""]]
+    assert batch["w"].dtype == "<U3"
+    assert batch["w"].tolist() == wanted

@@ -14,7 +14,7 @@ from batchkit.errors import SchemaError
 from batchkit.schema import as_leaf, slot_dtype, spec_of
 from batchkit.tree import Tree
 
-__all__ = ["Lease", "detached", "normalise_row", "split_rows", "stack_rows"]
+__all__ = ["Lease", "both_text", "detached", "normalise_row", "split_rows", "stack_rows"]
 
 Lease: TypeAlias = Callable[[Any, int, "np.dtype[Any]", "tuple[int, ...]"], "npt.NDArray[Any]"]
 """``lease(key, rows, dtype, row_shape)`` returns memory for a column."""
@@ -135,7 +135,7 @@ def _stacked_slowly(rows: Sequence[Tree], ids: Any, after: str) -> Tree:
             )
         for leaf, path, column in zip(others, paths, columns, strict=True):
             array, first = _leaf(leaf, ids[number], path, after), column[0]
-            if array.shape != first.shape or (array.dtype != first.dtype and not _both_text(array, first)):
+            if array.shape != first.shape or (array.dtype != first.dtype and not both_text(array, first)):
                 raise _differs(path, (ids[0], first), (ids[number], array), after)
             column.append(array)
     return tree_.unflatten(treedef, [np.stack(column) for column in columns])
@@ -153,7 +153,8 @@ def _leaf(leaf: Any, row: int, path: str, after: str) -> npt.NDArray[Any]:
     return array
 
 
-def _both_text(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> bool:
+def both_text(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> bool:
+    """Whether both arrays are text of one kind, whose dtypes may differ in how long it is at most."""
     return one.dtype.kind == other.dtype.kind and one.dtype.kind in "UST"
 
 
