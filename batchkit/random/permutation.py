@@ -177,12 +177,12 @@ class Permutation:
         wanted = np.asarray(positions)
         if wanted.size and wanted.dtype.kind not in "iu":
             raise IndexError(f"positions must be integers, not {wanted.dtype}")
-        if wanted.size and not (wanted.min() >= 0 and wanted.max() < self.length):
+        flat = wanted.astype(np.int64, order="C", copy=False).reshape(-1).view(np.uint64)
+        if flat.size and flat.max() >= self.length:  # a negative one is a huge one here
             raise IndexError(f"positions {wanted.min()}..{wanted.max()} of a permutation of {self.length} rows")
-        wanted = wanted.astype(np.int64, order="C", copy=False)
         if self._network is None:
-            return self._block_at(0)[2].take(wanted)
-        return self._network.rows(wanted.reshape(-1).view(np.uint64)).reshape(wanted.shape)
+            return self._block_at(0)[2].take(flat.view(np.int64)).reshape(wanted.shape)
+        return self._network.rows(flat).reshape(wanted.shape)
 
     def _seeds(self) -> np.random.SeedSequence:
         return np.random.SeedSequence(entropy(PERMUTATION_DOMAIN, (self.length, *self.key)))
