@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import os
@@ -13,6 +14,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -504,6 +506,34 @@ def test_a_function_is_told_by_what_it_does_and_uses(monkeypatch: pytest.MonkeyP
     assert identity(uses) == before
     monkeypatch.setattr(sys.modules[__name__], "helper", lambda x: x)
     assert identity(uses) != before
+
+
+@pytest.mark.parametrize("changed", ["held", "deeper"])
+@pytest.mark.parametrize("how", ["closed over", "default", "argument", "attribute"])
+def test_a_module_that_is_held_as_a_value_counts_by_its_file(
+    changed: str, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def found() -> str:
+        for name in ("held", "deeper"):
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        importlib.invalidate_caches()
+        module = importlib.import_module("held")
+        return {
+            "closed over": lambda: identity(lambda row: row * getattr(module, "K")),  # noqa: B009
+            "default": lambda: identity(lambda row, held=module: held.scaled(row)),
+            "argument": lambda: identity({"fn": len, "kwargs": {"held": module}}),
+            "attribute": lambda: identity(SimpleNamespace(held=module)),
+        }[how]()
+
+    (tmp_path / "deeper.py").write_text("def twice(x):\n    return 2 * x\n")
+    (tmp_path / "held.py").write_text("from deeper import twice\nK = 2\ndef scaled(x):\n    return twice(x) * K\n")
+    before = found()
+    assert found() == before
+    path = tmp_path / f"{changed}.py"
+    path.write_text(path.read_text().replace("2", "39"))
+    assert found() != before
 
 
 def test_objects_are_told_by_class_and_attributes() -> None:

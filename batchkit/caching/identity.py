@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import sys
 import sysconfig
 import types
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,8 +26,9 @@ def identity(*values: Any) -> str:
     """Return a digest that differs where the values differ; the same in every process.
 
     A function counts by its compiled code, its defaults, what it closes over, and the functions, classes and
-    values of its own code base that it refers to, also where these are in other modules. What belongs to an
-    installed package counts by its name and that package's version, an object by its class and attributes.
+    values of its own code base that it refers to, also where these are in other modules. A module that it holds as
+    a value (closes over, has as a default) counts by its file. What belongs to an installed package counts by its
+    name and that package's version, an object by its class and attributes.
 
     >>> identity(lambda x: x + 1) == identity(lambda x: x + 1), identity(lambda x: x + 1) == identity(lambda x: x + 2)
     (True, False)
@@ -84,7 +87,7 @@ class _Digester:
         elif isinstance(value, functools.partial):
             yield from (self.of(value.func), self.of(value.args), self.of(value.keywords))
         elif isinstance(value, types.ModuleType):
-            yield f"module:{value.__name__}:{_version(value.__name__)}"
+            yield from self._module(value)
         elif isinstance(value, type):
             yield from self._class(value)
         elif isinstance(value, np.dtype):
@@ -128,12 +131,26 @@ class _Digester:
 
     def _referred(self, value: Any, names: set[str], modules: set[str]) -> Iterator[bytes | str]:
         """Look at what code refers to by names: values, and what it takes out of modules of the same code base."""
-        yield self.of(value)
-        own = isinstance(value, types.ModuleType) and not _installed(getattr(value, "__file__", None))
-        if own and value.__name__ not in modules:
+        if not _own_module(value):
+            yield self.of(value)
+            return
+        yield f"module:{value.__name__}"
+        if value.__name__ not in modules:
             for name in sorted(names & set(vars(value))):
                 yield f"attribute:{name}"
                 yield from self._referred(vars(value)[name], names, modules | {value.__name__})
+
+    def _module(self, module: types.ModuleType) -> Iterator[bytes | str]:
+        """A module that is handed on as a value: what is taken out of it is not known, so that all of it counts."""
+        yield f"module:{module.__name__}:{_version(module.__name__)}"
+        if not _own_module(module):
+            return
+        with contextlib.suppress(OSError):
+            yield Path(str(module.__file__)).read_bytes()
+        for _, part in sorted(vars(module).items()):
+            home = sys.modules.get(getattr(part, "__module__", None) or "") if callable(part) else part
+            if home is not module and _own_module(home):
+                yield self.of(part)
 
     def _class(self, kind: type) -> Iterator[bytes | str]:
         yield f"class:{kind.__module__}.{kind.__qualname__}:{_version(kind.__module__)}"
@@ -183,6 +200,11 @@ def _names(code: types.CodeType) -> Iterator[str]:
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from _names(constant)
+
+
+def _own_module(value: Any) -> bool:
+    """Whether this is a module that belongs neither to Python nor to an installed package."""
+    return isinstance(value, types.ModuleType) and not _installed(getattr(value, "__file__", None))
 
 
 @functools.cache
