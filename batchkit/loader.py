@@ -116,8 +116,7 @@ class Loader:
             prefetch = at_least(prefetch, "prefetch", 0)
         if not isinstance(lineage, bool):
             raise PipelineTypeError(f"lineage must be True or False, not {lineage!r}")
-        plan = compile(pipeline, shard)
-        self.plan: Plan = plan.with_lineage() if lineage else plan
+        self.plan: Plan = compile(pipeline, shard, lineage)
         known = plugins if isinstance(plugins, Plugins) else installed().with_local(plugins) if plugins else installed()
         self.backend: Backend = known.backend(backend) if isinstance(backend, str) else _checked_backend(backend)
         self.device = self.backend.device(device)
@@ -386,9 +385,7 @@ class Loader:
             raise StateError(f"the state is at step {step}, but an epoch has {steps} batches: it is damaged")
         if steps is not None and step == steps and steps:
             epoch, step = epoch + 1, 0
-        walk = unpacked_walk(state)
-        if walk is not None and (self.plan.indexed or not step):
-            raise StateError("the state has a walk, which no state of this pipeline has here: it is damaged")
+        walk = unpacked_walk(state, self.plan.indexed)
         with self._lock:
             self._check_open()
             self._cursor, self._current = Cursor(epoch, step, fresh=True, walk=walk), None

@@ -29,8 +29,8 @@ def packed_walk(epoch: int, step: int, walk: Any) -> dict[str, Any]:
     return {"at": at, "check": _check(epoch, step, at)}
 
 
-def unpacked_walk(state: Mapping[str, Any]) -> Any:
-    """Return what was packed, or ``None`` if the state holds no walk.
+def unpacked_walk(state: Mapping[str, Any], indexed: bool) -> Any:
+    """Return what was packed, or ``None`` if the state holds no walk; those of an ``indexed`` pipeline never do.
 
     Raises:
         StateError: it is damaged.
@@ -38,6 +38,8 @@ def unpacked_walk(state: Mapping[str, Any]) -> Any:
     walk = state.get("walk")
     if walk is None:
         return None
+    if indexed or not state["step"]:
+        raise StateError("the state has a walk, which no state of this pipeline has here: it is damaged")
     try:
         at = walk["at"]
         if walk["check"] != _check(state["epoch"], state["step"], at):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as some
 
 import batchkit as bk
 from batchkit.cli import main
-from batchkit.plan import Step, compile
+from batchkit.plan import compile
 from batchkit.plan.rows.lineage import Lineage, Origin
 
 ROWS = 23
@@ -125,14 +126,6 @@ def test_a_step_that_is_not_there_is_refused() -> None:
         bk.explain(rows().batch(5), 0, (2, 2))
 
 
-def test_a_generator_is_refused_with_the_mend() -> None:
-    pipe = bk.from_generator(lambda: iter([1, 2])).batch(1)
-    with pytest.raises(bk.PipelineError, match=r"cannot be explained without running them"):
-        bk.explain(pipe, 0)
-    with pytest.raises(bk.PipelineError, match="cannot be explained without running them"):
-        compile(pipe).origins(Step(0, 0))
-
-
 # --- putting lineages together
 
 
@@ -171,6 +164,21 @@ def test_merged_rows_have_the_origins_of_all_parts(lineage: Lineage, first: int)
     assert content(Lineage.merged([lineage, other])) == expected
 
 
+@given(lineages(), some.integers(0, 7), some.integers(0, 7))
+def test_a_part_has_the_origins_of_its_rows(lineage: Lineage, start: int, stop: int) -> None:
+    part = lineage.part(start, max(start, stop))
+    assert content(part) == content(lineage)[start : max(start, stop)]
+
+
+@given(lineages(), some.data())
+def test_rows_made_of_several_have_the_origins_of_all(lineage: Lineage, data: some.DataObject) -> None:
+    ends = sorted(data.draw(some.lists(some.integers(0, lineage.rows), max_size=4)))
+    bounds = list(itertools.pairwise([0, *ends, lineage.rows]))
+    rows = content(lineage)
+    found = lineage.grouped(np.array([high - low for low, high in bounds]))
+    assert content(found) == [[one for row in rows[low:high] for one in row] for low, high in bounds]
+
+
 # --- the command
 
 
@@ -181,15 +189,24 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def odd(batch: Any) -> Any:
+    """Say of a row, or of each of a batch, whether it is odd."""
+    return batch["x"] % 2 == 1
+
+
 def save(folder: Path, *stages: Any, loader: Any = None) -> None:
     pipeline = {"source": {"kind": "npy", "path": {"x": "x.npy"}}, "stages": list(stages)}
     (folder / "train.json").write_text(json.dumps({"pipeline": pipeline, "loader": loader or {}}))
 
 
-def command(*arguments: str, code: int = 0) -> str:
+def run(*arguments: str, code: int = 0) -> Result:
     result = CliRunner().invoke(main, ["explain", "train.json", *arguments], catch_exceptions=False)
     assert result.exit_code == code, result.output
-    return result.output
+    return result
+
+
+def command(*arguments: str, code: int = 0) -> str:
+    return run(*arguments, code=code).output
 
 
 def test_the_command_prints_a_table(folder: Path) -> None:
@@ -247,6 +264,41 @@ def test_no_imports_refuses_functions_here_too(folder: Path) -> None:
     assert "--no-imports" in command("--step", "0", "--no-imports", code=2)
 
 
+def test_nothing_is_said_where_no_row_is_read(folder: Path) -> None:
+    save(folder, {"map": "math:sqrt"}, {"batch": 4})
+    assert run("--step", "1").stderr == ""
+
+
+def test_the_command_says_in_a_line_why_rows_are_computed(folder: Path) -> None:
+    save(folder, {"shuffle": 1}, {"filter": f"{__name__}:odd"}, {"batch": 2})
+    result = run("--step", "1", "--json")
+    assert result.stderr == (
+        f"Rows are computed to explain this step: stage 1 filter({__name__}:odd) keeps no count of them.\n"
+    )
+    order = [value for batch in bk.Loader(bk.from_npy({"x": "x.npy"}).shuffle(1).batch(5)) for value in batch["x"]]
+    assert json.loads(result.stdout)["lineage"]["row"] == [int(value) for value in order if value % 2][2:4]
+
+
+def test_the_command_begins_at_a_state(folder: Path) -> None:
+    save(folder, {"batch": 2}, {"filter": f"{__name__}:odd"}, {"rebatch": 3})
+    pipe = bk.from_npy({"x": "x.npy"}).batch(2).filter(odd).rebatch(3)
+    with bk.Loader(pipe, executor="inline") as loader:
+        list(loader)
+        next(iter(loader))
+        (folder / "state.json").write_text(json.dumps(loader.state_dict()))
+    found = json.loads(run("--step", "1", "--state", "state.json", "--json").stdout)
+    assert (found["epoch"], found["lineage"]["row"], found["lineage"]["epoch"]) == (1, [7, 9], [1, 1])
+
+
+def test_a_state_that_does_not_fit_is_an_error_of_the_command(folder: Path) -> None:
+    save(folder, {"filter": "builtins:bool"}, {"batch": 3})
+    (folder / "state.json").write_text("{")
+    assert "state.json is no JSON" in command("--step", "1", "--state", "state.json", code=2)
+    assert "does not exist" in command("--step", "1", "--state", "nowhere.json", code=2)
+    (folder / "state.json").write_text("{}")
+    assert "the state lacks version" in command("--step", "1", "--state", "state.json", code=1)
+
+
 @pytest.mark.parametrize("shape", ["concat", "interleave", "mix", "zip"])
 def test_the_rows_of_combined_pipelines_are_told_apart_by_source(shape: str) -> None:
     def part(source: int, count: int) -> bk.Pipeline:
@@ -267,75 +319,3 @@ def test_the_rows_of_combined_pipelines_are_told_apart_by_source(shape: str) -> 
         for place in range(len(sides[0]["row"])):
             expected = [(int(side["source"][place]), int(side["row"][place])) for side in sides]
             assert [(origin.source, origin.row) for origin in found.at(place)] == expected
-
-
-# --- the lineage that a loader adds to its batches
-
-
-def told(part: int, count: int, lengths: Any = None) -> bk.Pipeline:
-    """Rows that say where they are from."""
-    if lengths is None:
-        return bk.from_arrays({"source": np.full(count, part), "row": np.arange(count)})
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    rows = np.repeat(np.arange(count), lengths)
-    return bk.from_ragged({"source": np.full(len(rows), part), "row": rows}, offsets)
-
-
-def generated(count: int) -> bk.Pipeline:
-    return bk.from_generator(lambda: ({"source": 0, "row": i} for i in range(count)))
-
-
-TOLD: dict[str, Callable[[], bk.Pipeline]] = {
-    "indexed": lambda: told(0, 20).shuffle(1).repeat(2).batch(6),
-    "padded": lambda: told(0, 20).batch(6, remainder="pad"),
-    "filtered": lambda: told(0, 40).shuffle(1).filter(lambda row: bool(row["row"] % 3)).batch(6),
-    "batch filter": lambda: told(0, 40).batch(8).filter(lambda batch: batch["row"] % 3 > 0),
-    "rebatched": lambda: told(0, 40).batch(8).filter(lambda batch: batch["row"] % 3 > 0).rebatch(5),
-    "flat_map": lambda: told(0, 20).flat_map(lambda row: [row] * int(row["row"] % 3)).shuffle(1, window=7).batch(4),
-    "generator": lambda: generated(30).filter(lambda row: bool(row["row"] % 2)).batch(4),
-    "filtered mix": lambda: bk.mix([told(0, 20), told(1, 30)], [1, 2]).filter(lambda row: row["row"] > 3).batch(5),
-    "mix of filtered": lambda: bk.mix([told(0, 20).filter(lambda row: True), told(1, 30)], [1, 2], stop="all").batch(5),
-    "concat with a generator": lambda: bk.concat([generated(9), told(1, 12).shuffle(2)]).batch(5),
-    "packed": lambda: told(0, 60, np.arange(60) % 9).shuffle(1).pack(16).batch(3),
-    "packed, read": lambda: told(0, 60, np.arange(60) % 9).filter(lambda row: True).pack(16).batch(3),
-    "buckets": lambda: told(0, 60, np.arange(60) % 9 + 1).shuffle(1).bucket_batch(4, boundaries=[3, 9], pad_value=-1),
-    "windows": lambda: told(0, 20).window(3, 2).batch(4),
-}
-
-
-@pytest.mark.parametrize("executor", ["inline", "threads", "processes"])
-@pytest.mark.parametrize("shard", [(0, 1), (1, 3)])
-@pytest.mark.parametrize("name", TOLD)
-def test_every_batch_says_which_rows_it_holds(name: str, shard: tuple[int, int], executor: str) -> None:
-    if executor == "processes" and shard != (0, 1):
-        shard = (0, 1)
-    if name == "padded":
-        shard = (shard[0], min(shard[1], 2))
-    workers: dict[str, Any] = {} if executor == "inline" else {"workers": 1}
-    seen = 0
-    with bk.Loader(TOLD[name](), lineage=True, shard=shard, executor=executor, **workers) as loader:
-        for batch in loader:
-            lineage = batch["lineage"]
-            said: list[set[tuple[int, int]]] = [set() for _ in range(len(batch["row"]))]
-            for place, source, row in zip(lineage["place"], lineage["source"], lineage["row"], strict=True):
-                said[place].add((int(source), int(row)))
-            for place in range(len(batch["row"])):
-                rows, sources = np.ravel(batch["row"][place]), np.ravel(batch["source"][place])
-                real = rows >= 0
-                if "segment_ids" in batch:
-                    real = batch["segment_ids"][place] > 0
-                if "mask" in batch and not batch["mask"][place]:
-                    real = np.zeros(1, bool)
-                assert said[place] == set(zip(sources[real].tolist(), rows[real].tolist(), strict=True))
-                seen += len(said[place])
-    assert seen > 3
-
-
-def test_lineage_that_is_not_known_is_refused_with_the_stage() -> None:
-    with pytest.raises(bk.PipelineError, match=r"lineage=True: window\(length=3\)"):
-        bk.Loader(generated(9).window(3).batch(2), lineage=True)
-    zipped = bk.zip({"a": generated(9), "b": generated(9)}).batch(2)
-    with pytest.raises(bk.PipelineError, match=r"lineage=True: a zip\(\)"):
-        bk.Loader(zipped, lineage=True)
-    with pytest.raises(bk.SchemaError, match="adds a leaf 'lineage'"):
-        next(iter(bk.Loader(told(0, 9).rename(row="lineage").batch(3), lineage=True)))

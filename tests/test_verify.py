@@ -229,6 +229,15 @@ def test_behind_batches_taken_apart_the_same_rows_are_looked_at() -> None:
     assert only(judged(pipe, "again")).stage == 5
 
 
+def test_behind_a_filter_on_batches_the_rows_are_named_that_it_left() -> None:
+    def noisy(batch: Any) -> Any:
+        return {**batch, "noise": np.random.default_rng().random(len(batch["x"]))}
+
+    pipe = bk.from_arrays({"x": np.arange(64)}).batch(8).filter(lambda batch: batch["x"] % 2 == 1).map(noisy)
+    found = bk.verify(pipe, steps=3, without=("process", "threads")).findings[0]
+    assert (found.stage, found.step, found.rows) == (2, 0, (1, 3, 5, 7))
+
+
 def test_the_first_of_several_is_named() -> None:
     verdict = judged(source().map(counts).map(draws_globally).batch(8), "again", "process")
     assert only(verdict).stage == 1

@@ -75,7 +75,7 @@ class Reference:
         """Return how many rows of a batch are no padding."""
         if not self.indexed:
             return len(self.prints[key])
-        plan = compile(printed(self.pipeline, self.place))
+        plan = compile(printed(self.pipeline, self.place), lineage=True)
         return len(np.unique(plan.origins(Step(*key)).place))
 
 

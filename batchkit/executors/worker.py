@@ -125,9 +125,7 @@ class PlannedWork:
     def arrive(self, channel: Channel) -> None:
         """Get ready, in the worker."""
         keep_freed_memory()
-        self._plan = compile(self._pipeline, self._shard)
-        if self._lineage:
-            self._plan = self._plan.with_lineage()
+        self._plan = compile(self._pipeline, self._shard, self._lineage)
         self._slots = ArenaSlots(RemoteBackend(*self._facts, lambda leaf, dtype: _asked(channel, leaf, dtype)))
         self._slots.guard = Guard() if self._skips else None
         self._probes = PROBED

@@ -35,8 +35,8 @@ def check_shard(shard: Any) -> tuple[int, int]:
     return rank, world
 
 
-def compile(pipeline: Pipeline, shard: tuple[int, int] = (0, 1)) -> Plan:
-    """Compile a pipeline for one rank.
+def compile(pipeline: Pipeline, shard: tuple[int, int] = (0, 1), lineage: bool = False) -> Plan:
+    """Compile a pipeline for one rank; ``lineage``: batches say which source rows they hold.
 
     Raises:
         PipelineError: it does not end in batches, or a stage cannot do its work there.
@@ -48,18 +48,18 @@ def compile(pipeline: Pipeline, shard: tuple[int, int] = (0, 1)) -> Plan:
         )
     shard = check_shard(shard)
     if pipeline.stages and isinstance(pipeline.stages[-1], st.Chunk):
-        return compile_chunks(pipeline)  # type: ignore[return-value]  # it looks like a plan to an executor
+        return compile_chunks(pipeline, lineage)  # type: ignore[return-value]  # it looks like a plan to an executor
     if not pipeline.batched:
         raise PipelineError("the pipeline ends in rows, and a loader hands out batches: add .batch(size)")
     _check_pads(pipeline, shard[1])
     placed = placed_stages(pipeline)
     if not numbered_source(pipeline.source):
-        return compile_flow(pipeline, shard, placed, 0)
+        return compile_flow(pipeline, shard, placed, 0, lineage)
     placed = planned_before(placed)
     numbered = numbered_stages(placed)
     if numbered < len(placed):
-        return compile_flow(pipeline, shard, placed, numbered)
-    return _compile_indexed(pipeline, shard, placed)
+        return compile_flow(pipeline, shard, placed, numbered, lineage)
+    return _compile_indexed(pipeline, shard, placed, lineage)
 
 
 def _check_pads(pipeline: Pipeline, world: int) -> None:
@@ -72,13 +72,14 @@ def _check_pads(pipeline: Pipeline, world: int) -> None:
             )
 
 
-def _compile_indexed(pipeline: Pipeline, shard: tuple[int, int], placed: list[Placed]) -> Plan:
-    found = indexed_nodes(pipeline.source, placed, final=True)
+def _compile_indexed(pipeline: Pipeline, shard: tuple[int, int], placed: list[Placed], lineage: bool) -> Plan:
+    found = indexed_nodes(pipeline.source, placed, final=True, traced=lineage)
     cut = found.cut
     assert cut is not None
     rank, world = shard
     static = cut.pads or cut.rows is None or cut.rows % cut.size == 0 or cut.drops
-    static = static and not any(isinstance(one.stage, st.Filter) for one in placed)
+    counted = not any(isinstance(one.stage, st.Filter) for one in placed)
+    static = static and counted
     calls = [call_of(one) for one in placed if one.called]
     touched = calls or any(isinstance(one.stage, (st.Unbatch, st.PaddedBatch, st.Window, st.Cache)) for one in placed)
     touched = touched or isinstance(pipeline.source, Combination)
@@ -97,8 +98,10 @@ def _compile_indexed(pipeline: Pipeline, shard: tuple[int, int], placed: list[Pl
         paddings=(),
         rows_per_batch=(cut.size * (rank + 1) // world - cut.size * rank // world) if static else None,
         # Columns that were handed to a worker are as the source has them, not yet as the backend wants them.
-        direct=not (touched or found.by_row or cut.pads or hasattr(pipeline.source, "handed")),
+        direct=not (touched or lineage or found.by_row or cut.pads or hasattr(pipeline.source, "handed")),
         after="",
         last_function=after(found.last),
         by_row=found.by_row,
+        counted=counted,
+        lineage=lineage,
     )

@@ -14,6 +14,7 @@ from batchkit.pipeline import Pipeline
 from batchkit.plan.memory import FreshMemory
 from batchkit.plan.numbered import nodes
 from batchkit.plan.numbered.caching import refuse_stream
+from batchkit.plan.numbered.combining import read_places
 from batchkit.plan.numbered.indexed import indexed_nodes
 from batchkit.plan.numbered.placing import (
     Numbering,
@@ -72,7 +73,7 @@ def numbered_source(source: Any) -> bool:
     )
 
 
-def _parted(source: Combination, numbering: Numbering) -> Any:
+def _parted(source: Combination, numbering: Numbering, traced: bool) -> Any:
     """Compile a combination of parts some of which have rows without numbers."""
     numbering = dataclasses.replace(numbering)
     flows = []
@@ -83,14 +84,14 @@ def _parted(source: Combination, numbering: Numbering) -> Any:
         if numbered_source(part.source):
             placed = planned_before(placed)
             first = numbered_stages(placed)
-        compiler = _Compiler(part, placed, first, start)
+        compiler = _Compiler(part, placed, first, start, traced)
         for place in range(first, len(placed)):
             compiler.add(place)
         flows.append(compiler.rows())
     return ZipFlow(source, flows) if isinstance(source, Zip) else PartedFlow(source, flows)
 
 
-def compile_chunks(pipeline: Pipeline) -> ChunkPlan:
+def compile_chunks(pipeline: Pipeline, lineage: bool = False) -> ChunkPlan:
     """Compile what an executor computes chunks by, from the pipeline that ends in a ``Chunk``."""
     chunk, placed = pipeline.stages[-1], placed_stages(pipeline)
     assert isinstance(chunk, st.Chunk)
@@ -98,19 +99,21 @@ def compile_chunks(pipeline: Pipeline) -> ChunkPlan:
     if chunk.carried:
         return ChunkPlan(pipeline, None, calls, named_after(calls))
     first = numbered_stages(placed)
-    found = indexed_nodes(pipeline.source, placed[:first], final=False, numbering=Numbering(*chunk.start))
+    found = indexed_nodes(pipeline.source, placed[:first], False, Numbering(*chunk.start), lineage)
     if found.batches is not None:
-        return ChunkPlan(pipeline, found.batches, (), named_after(calls), cut=True)
+        return ChunkPlan(pipeline, found.batches, (), named_after(calls), cut=True, lineage=lineage)
     return ChunkPlan(pipeline, found.rows, [call_of(one) for one in placed[first:]], named_after(calls))
 
 
-def compile_flow(pipeline: Pipeline, shard: tuple[int, int], placed: list[Placed], numbered: int) -> Plan:
+def compile_flow(
+    pipeline: Pipeline, shard: tuple[int, int], placed: list[Placed], numbered: int, lineage: bool = False
+) -> Plan:
     """Compile a pipeline whose first ``numbered`` stages map positions to positions.
 
     Raises:
         PipelineError: a stage cannot do its work there.
     """
-    compiler = _Compiler(pipeline, placed, numbered, Numbering())
+    compiler = _Compiler(pipeline, placed, numbered, Numbering(), lineage)
     for place in range(numbered, len(placed)):
         compiler.add(place)
     cut = compiler.last_cut
@@ -136,14 +139,19 @@ def compile_flow(pipeline: Pipeline, shard: tuple[int, int], placed: list[Placed
         after=named_after(compiler.late),
         last_function=named_after(calls),
         by_row=True,
+        counted=not compiler.read and not any(isinstance(call.stage, st.Filter) for call in compiler.batch_calls),
+        lineage=lineage,
     )
 
 
 class _Compiler:
     """Takes up one stage after the other."""
 
-    def __init__(self, pipeline: Pipeline, placed: list[Placed], numbered: int, numbering: Numbering) -> None:
+    def __init__(
+        self, pipeline: Pipeline, placed: list[Placed], numbered: int, numbering: Numbering, traced: bool
+    ) -> None:
         self._pipeline, self._placed, self._numbered, self._start = pipeline, placed, numbered, numbering
+        self._traced = traced
         self._last_uncut = max((n for n, one in enumerate(placed) if isinstance(one.stage, st.Unbatch)), default=-1)
         self._pending: list[Placed] = []
         self.late: list[Call] = []
@@ -156,21 +164,22 @@ class _Compiler:
         self.reader: Any = None
         self.packs: st.Pack | None = None
         self.paddings: tuple[st.PaddedBatch, ...] = ()
-        self._read = True
+        self.read = True
+        """Whether rows were read; else they are positions so far."""
         self._pass_rows: int | None = None
         source = pipeline.source
         if isinstance(source, GeneratorSource):
-            self.flow: Any = StreamFlow(source)
+            self.flow: Any = StreamFlow(source, traced)
             return
         if not numbered_source(source):
-            self.flow = _parted(source, numbering)
+            self.flow = _parted(source, numbering, traced)
             return
         found = indexed_nodes(source, placed[:numbered], final=False, numbering=dataclasses.replace(numbering))
-        self._read = False
+        self.read = False
         self.reader = found.rows if found.batches is None else None
         self.endless = found.length is None
         self._pass_rows = 2 * sum(map(len, pipeline.sources)) + CHUNK if self.endless else None
-        self.flow = walks.PositionsFlow(found.length)
+        self.flow = walks.PositionsFlow(found.length, self.reader if traced else None)
         if found.batches is not None:  # a batch, made smaller by a filter, is a chunk
             self._compute([], 1)
 
@@ -239,7 +248,7 @@ class _Compiler:
 
     def _cut(self, one: Placed, stage: st.Batch, final: bool) -> None:
         counted = any(changes_number(pending.stage) for pending in self._pending)
-        if not final or counted or (not self._read and self.packs is None):
+        if not final or counted or (not self.read and self.packs is None):
             self._computed(stage.size)
         self.late = [call_of(pending) for pending in self._pending]
         self._pending = []
@@ -249,25 +258,25 @@ class _Compiler:
     def _bucketed(self, one: Placed, stage: st.BucketBatch, place: int) -> None:
         source, final, after = self._pipeline.source, place > self._last_uncut, self._after(place)
         lengths = self._lengths(stage, place)
-        bounds = bounds_of(stage, None if self._read else all_lengths(source, stage))
+        bounds = bounds_of(stage, None if self.read else all_lengths(source, stage))
         self.stages[one.number] = dataclasses.replace(stage, boundaries=bounds)
-        if not self._read:
+        if not self.read:
             nodes.only_filled_up(self.reader)
         schema = row_schema(source, self._placed[:place])
         leaves = None if schema is None else filled_leaves(stage, schema)
         self.paddings = tuple(stage.padding(bound, leaves) for bound in bounds)
         finishes = None
         if not final:
-            finishes = functools.partial(_finished, self.paddings, None if self._read else self.reader, after)
+            finishes = functools.partial(_finished, self.paddings, None if self.read else self.reader, after)
         self.flow = BucketFlow(self.flow, stage, bounds, lengths, finishes)
-        self.late, self.last_cut, self.filtered, self._read = [], stage, False, self._read or not final
+        self.late, self.last_cut, self.filtered, self.read = [], stage, False, self.read or not final
         if not final:
             self.paddings = ()
 
     def _lengths(self, stage: st.Stage, place: int) -> Lengths:
         """Return what tells how long rows are; has them computed where only looking at them tells."""
         known = None
-        if not self._read and self.packs is None and not self._pending:
+        if not self.read and self.packs is None and not self._pending:
             known = known_lengths(self._pipeline.source, self._placed, place)
         self._unpacked()
         if known is None:
@@ -280,38 +289,37 @@ class _Compiler:
     def _unpacked(self) -> None:
         """Put packed rows together, for a stage that looks at them."""
         if self.packs is not None:
-            reader = None if self._read else self.reader
+            reader = None if self.read else self.reader
             self.flow = UnpackedFlow(self.flow, self.packs, reader, "", FreshMemory)
-            self.packs, self._read = None, True
+            self.packs, self.read = None, True
 
     def _computed(self, wanted: int = CHUNK) -> None:
         """Have what is pending computed in chunks, so that what follows sees rows."""
         self._unpacked()
-        if self._pending or not self._read:
+        if self._pending or not self.read:
             self._compute(self._pending, min(max(wanted, 16), 1024))
             self._pending = []
 
     def _compute(self, pending: list[Placed], size: int) -> None:
-        carried = self._read
+        carried = self.read
         source: Any = GeneratorSource(_nothing) if carried else self._pipeline.source
         stages = pending if carried else [*self._placed[: self._numbered], *pending]
         start = (0, 0) if carried else (self._start.stage, self._start.ordinal)
         chunk = st.Chunk(
             size, tuple(one.number for one in stages), tuple(one.ordinal for one in stages), carried, start
         )
-        plan = compile_chunks(Pipeline(source, (*(one.stage for one in stages), chunk)))
+        plan = compile_chunks(Pipeline(source, (*(one.stage for one in stages), chunk)), self._traced)
         fewer = [one for one in pending if changes_number(one.stage)]
         name = f"stage {fewer[-1].number} {fewer[-1].stage.label}" if fewer else "a stage"
         self.flow = walks.ChunkFlow(self.flow, plan, size, self._pass_rows if fewer else None, name)
-        self._read = True
+        self.read = True
 
 
 def _finished(paddings: Sequence[st.PaddedBatch], reader: Any, after: str, cut: walks.Cut) -> walks.Cut:
     """Return a batch of a bucket with its rows filled up, for stages on batches that have to run in order."""
     rows = cut.rows
     if rows.columns is None and rows.items is None:
-        assert rows.places is not None
-        rows = reader.read(rows.places, rows.epochs, FreshMemory())
+        rows = read_places(reader, rows, FreshMemory())
     return cuts.stacked(walks.Cut(rows, cut.size, cut.group), paddings[cut.group], after)
 
 

@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from batchkit.metering import Sheet
+from batchkit.skipping import Guard
+
 __all__ = ["FreshMemory"]
 
 
@@ -16,7 +19,8 @@ class FreshMemory:
 
     def __init__(self) -> None:
         self.prepared: dict[Any, Any] = {}
-        self.guard = self.sheet = None
+        self.guard: Guard | None = None
+        self.sheet: Sheet | None = None
 
     def lessor(
         self, key: Any, dtype: np.dtype[Any], row_shape: tuple[int, ...], final: bool = False

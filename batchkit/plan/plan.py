@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,9 +21,9 @@ from batchkit.padding import padded_schema
 from batchkit.pipeline import Pipeline
 from batchkit.plan.memory import FreshMemory
 from batchkit.plan.numbered import batches, nodes
-from batchkit.plan.numbered.combining import source_schema
+from batchkit.plan.numbered.combining import read_places, source_schema
 from batchkit.plan.ordered import walks
-from batchkit.plan.ordered.assembling import needed, unpacked
+from batchkit.plan.ordered.assembling import needed, origins_of, unpacked
 from batchkit.plan.ordered.chunks import ChunkPlan
 from batchkit.plan.ordered.walked import WalkedSteps, computed_here
 from batchkit.plan.rows.calls import Call, Rows, call_rows
@@ -31,7 +31,7 @@ from batchkit.plan.rows.cutting import cut_rows
 from batchkit.plan.rows.lineage import Lineage, with_lineage
 from batchkit.plan.rows.rowwise import call_batches
 from batchkit.plan.step import Step
-from batchkit.plan.tracing import check_lineage, lineage_of_packed, lineage_of_rows
+from batchkit.plan.tracing import first_uncounted
 from batchkit.ragged import Ragged, refuse_ragged
 from batchkit.schema import LeafSpec, spec_of
 from batchkit.tree import Tree
@@ -75,7 +75,9 @@ class Plan:
     """How a message about a batch names the last function that it went through; empty without one."""
     by_row: bool = field(repr=False)
     """Whether a function or the source is called row by row."""
-    lineage: bool = field(default=False, repr=False)
+    counted: bool = field(repr=False)
+    """Whether which rows a batch holds is known without looking at any."""
+    lineage: bool = field(repr=False)
     """Whether batches say which source rows they hold."""
 
     @property
@@ -139,11 +141,11 @@ class Plan:
             if self.batches is not None:
                 rows = self.batches.read(step.number, step.epoch, self.shard, slots)
             else:
-                rows = self._finished(step, slots)
+                rows = self._finished(step, slots, self.late_calls[1])
             if self.direct and not rows.surplus:
                 return rows.columns
             if self.lineage:
-                rows.columns = with_lineage(rows.columns, self._lineage(step, rows, slots.guard is not None))
+                rows.columns = with_lineage(rows.columns, _told(rows))
             tree = self.ready(rows, slots)
             if slots.sheet is not None:
                 slots.sheet.lap(HOST_COPY)
@@ -168,55 +170,36 @@ class Plan:
         elif given.places is not None:
             yield from self.reader.requests(given.places, given.epochs)
 
+    @property
+    def uncounted(self) -> str | None:
+        """What has to look at rows before it is known which of them a batch holds; ``None`` where nothing has to."""
+        return None if self.counted else first_uncounted(self.pipeline)
+
     def origins(self, step: Step) -> Lineage:
-        """Return which source rows the batch of a step holds, for this rank; reads nothing.
+        """Return which source rows the batch of a step holds, for this rank.
+
+        Where batches are cut in order, ``step`` is one that :meth:`steps` gave. No row is read and no function called
+        for it, unless a filter on batches has to look at this one.
 
         Raises:
-            PipelineError: the rows come from a generator, and have no numbers before they come.
+            PipelineError: the plan was not compiled with ``lineage=True``, and has to be.
         """
-        if self.batches is None:
-            return self._walked_to(step)
-        return self.batches.origins(step.number, step.epoch, self.shard)
-
-    def _walked_to(self, step: Step) -> Lineage:
-        """Return the same where batches are cut in order, but by lengths alone: nothing is read on the way."""
-        if self.chunks or self.reader is None:
-            raise PipelineError(
-                "which rows this step has is known only when those before it were cut, so that it cannot be explained "
-                "without running them: Loader(lineage=True) tells it of every batch"
-            )
-        for found in self.steps(step.epoch):
-            if found.number == step.number and found.rows is not None:
-                if self.packs is not None:
-                    return lineage_of_packed(self, found.rows)
-                if found.rows.surplus or found.rows.places is None:
-                    return Lineage.none()
-                lineage = self.reader.origins(found.rows.places, found.rows.epochs)
-                return lineage if found.size is None else lineage.padded(found.size)
-        raise PipelineError(f"there is no step {step.number}: epoch {step.epoch} has fewer batches")
-
-    def with_lineage(self) -> Plan:
-        """Return the same plan, whose batches say which source rows they hold.
-
-        Raises:
-            PipelineError: that is not known for these stages; names which.
-        """
-        check_lineage(self)
-        return dataclasses.replace(self, lineage=True, direct=False)
-
-    def _lineage(self, step: Step, rows: Rows, guarded: bool) -> Lineage:
-        if self.packs is not None:
-            assert step.rows is not None
-            return lineage_of_packed(self, step.rows)
-        filtered = any(isinstance(stage, st.Filter) for stage in self.pipeline.stages)
-        if self.batches is not None and not guarded and not filtered:
+        if self.batches is not None:
             return self.batches.origins(step.number, step.epoch, self.shard)
-        return lineage_of_rows(self, rows)
+        assert step.rows is not None
+        calls = self.late_calls[1]
+        filters = [place for place, call in enumerate(calls) if isinstance(call.stage, st.Filter)]
+        if filters:
+            return _told(self._finished(step, FreshMemory(), calls[: filters[-1] + 1]))
+        found = Lineage.none() if step.rows.surplus else origins_of(step.rows)
+        if found is None:
+            raise PipelineError("the rows of this step do not say where they come from: compile(lineage=True)")
+        return found if step.size is None else found.padded(step.size)
 
-    def _finished(self, step: Step, slots: Any) -> Rows:
-        """Do to the rows that were cut what is left to do."""
+    def _finished(self, step: Step, slots: Any, batch_calls: Sequence[Call]) -> Rows:
+        """Do to the rows that were cut what is left to do, up to these functions on batches."""
         rows = self.given(step, slots)
-        row_calls, batch_calls = self.late_calls
+        row_calls = self.late_calls[0]
         surplus = rows.surplus
         if self.cut is not None:
             rows = call_rows(rows, row_calls, slots.guard, slots.sheet)
@@ -239,8 +222,7 @@ class Plan:
             return unpacked(self.packs, given, self.reader, self.after, slots)
         if given.columns is None and given.items is None:
             assert self.reader is not None
-            assert given.places is not None
-            rows = self.reader.read(given.places, given.epochs, slots)
+            rows = read_places(self.reader, given, slots)
             rows.surplus = given.surplus
             return rows
         return dataclasses.replace(given)  # the step may be computed again after a failure: leave its rows as they are
@@ -363,6 +345,14 @@ class Plan:
         if len(inner) > _LISTED:
             inner = [f"{len(inner)} stages of parts {_digest(repr(inner))}"]
         return {"source": pipeline.source.fingerprint(), "stages": inner + own}
+
+
+def _told(rows: Rows) -> Lineage:
+    """Return which source rows finished rows are made of."""
+    if rows.surplus:
+        return Lineage.none()
+    assert rows.origins is not None
+    return rows.origins
 
 
 def _unsized(dtype: np.dtype[Any]) -> np.dtype[Any]:

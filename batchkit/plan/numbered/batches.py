@@ -12,6 +12,8 @@ import numpy.typing as npt
 from batchkit import stages as st
 from batchkit import tree as tree_
 from batchkit.errors import PipelineError, SchemaError
+from batchkit.plan.memory import FreshMemory
+from batchkit.plan.numbered.combining import read_kept
 from batchkit.plan.numbered.nodes import BatchesNode, Request, RowsNode, SlotPool
 from batchkit.plan.rows.calls import Call, Rows
 from batchkit.plan.rows.cutting import cut_rows
@@ -27,9 +29,9 @@ __all__ = ["CalledBatches", "CutRows", "OrderedBatches", "UncutRows", "none_of",
 
 
 class CutRows:
-    """Rows cut into batches."""
+    """Rows cut into batches; where ``traced``, they say where they come from."""
 
-    def __init__(self, before: RowsNode, stage: st.Batch, number: int, after: str) -> None:
+    def __init__(self, before: RowsNode, stage: st.Batch, number: int, after: str, traced: bool) -> None:
         self.length = stage.batches(before.length)
         self.stage, self.number = stage, number
         self.rows = before.length
@@ -40,11 +42,11 @@ class CutRows:
         self.last = False
         """Whether nothing is done to the batch any more."""
         self.before = before
-        self._after = after
+        self._after, self._traced = after, traced
 
     def read(self, number: int, epoch: int, shard: tuple[int, int], slots: SlotPool) -> Rows:
         positions, padded, surplus = self._cut(number, shard)
-        rows = self.before.read(positions, epoch, slots)
+        rows = self._told(positions, epoch, slots) if self._traced else self.before.read(positions, epoch, slots)
         if rows.items is not None or self._fills:
             rows = cut_rows(self.stage, rows, self._after, self._lease(slots))
         if self.pads:
@@ -64,6 +66,13 @@ class CutRows:
         positions, padded, surplus = self._cut(number, shard)
         found = Lineage.none() if surplus else self.before.origins(positions, epoch)
         return found.padded(padded) if self.pads else found
+
+    def _told(self, positions: range, epoch: int, slots: SlotPool) -> Rows:
+        """Return rows with their origins."""
+        rows, kept = read_kept(self.before, positions, epoch, slots)
+        origins = self.before.origins(positions, epoch)
+        rows.origins = origins if kept is None else origins.taken(kept)
+        return rows
 
     def _cut(self, number: int, shard: tuple[int, int]) -> tuple[range, int, bool]:
         """Return the positions of a rank's rows, how many rows it has with padding, and whether it has none.
@@ -124,18 +133,20 @@ class CalledBatches:
         return self.before.requests(number, epoch, shard)
 
     def origins(self, number: int, epoch: int, shard: tuple[int, int]) -> Lineage:
-        """Return which source rows the batch holds.
+        """Return which source rows the batch holds; where a filter decides, it is run.
 
         Raises:
-            PipelineError: a filter decides, which has to look at the rows.
+            PipelineError: it has to be run, and rows were not compiled to say where they come from.
         """
-        for call in self._calls:
-            if isinstance(call.stage, st.Filter):
-                raise PipelineError(
-                    f"{call.where} decides which rows the batch holds, so that it cannot be explained without running "
-                    "it: Loader(lineage=True) tells it of every batch"
-                )
-        return self.before.origins(number, epoch, shard)
+        filters = [call for call in self._calls if isinstance(call.stage, st.Filter)]
+        if not filters:
+            return self.before.origins(number, epoch, shard)
+        rows = self.read(number, epoch, shard, FreshMemory())
+        if rows.origins is None:
+            raise PipelineError(
+                f"{filters[0].where} decides which rows the batch holds: compile(lineage=True) has it say which"
+            )
+        return Lineage.none() if rows.surplus else rows.origins
 
 
 class UncutRows:
@@ -220,15 +231,18 @@ def _picked(parts: list[tuple[npt.NDArray[np.intp], Rows]], offsets: npt.NDArray
 
 def none_of(rows: Rows) -> Rows:
     """Return no rows, with the columns that these have."""
-    return Rows(rows.ids[:0], 0, columns=tree_.map_leaves(lambda leaf: part(leaf, 0, 0), rows.columns))
+    columns = tree_.map_leaves(lambda leaf: part(leaf, 0, 0), rows.columns)
+    return Rows(rows.ids[:0], 0, columns, origins=None if rows.origins is None else Lineage.none())
 
 
 def pad_columns(rows: Rows, size: int) -> Rows:
     """Return the rows filled up with zeros to ``size``, with the mask added."""
     have = len(rows.ids)
     mask = np.arange(size) < have
+    origins = None if rows.origins is None else rows.origins.padded(size)
     if have == size:
-        return Rows(rows.ids, rows.epochs, columns=st.with_mask(rows.columns, mask), subs=rows.subs)
+        columns = st.with_mask(rows.columns, mask)
+        return Rows(rows.ids, rows.epochs, columns, subs=rows.subs, origins=origins)
 
     refuse_ragged(rows.columns, "batch(remainder='pad')")
 
@@ -242,4 +256,5 @@ def pad_columns(rows: Rows, size: int) -> Rows:
     epochs = np.zeros(size, np.int64)  # whatever epoch the rows are of: padding is alike in all
     epochs[:have] = rows.epochs
     subs = None if rows.subs is None else np.concatenate([rows.subs, np.zeros(size - have, np.int64)])
-    return Rows(ids, epochs, columns=st.with_mask(tree_.map_leaves(filled, rows.columns), mask), subs=subs)
+    columns = st.with_mask(tree_.map_leaves(filled, rows.columns), mask)
+    return Rows(ids, epochs, columns, subs=subs, origins=origins)

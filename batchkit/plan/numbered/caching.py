@@ -143,12 +143,16 @@ class CachedRows:
 
 
 class CachedBatches:
-    """Batches that are computed once, by their number; each rank keeps its own."""
+    """Batches that are computed once, by their number; each rank keeps its own.
 
-    def __init__(self, before: BatchesNode, one: Placed, passes: Passes, stores: LazyStores) -> None:
+    Where their rows come from is not kept: where ``traced``, it is asked of what is before, which runs its filters.
+    """
+
+    def __init__(self, before: BatchesNode, one: Placed, passes: Passes, stores: LazyStores, traced: bool) -> None:
         self.length: int | None = before.length
         self.before, self.number = before, one.number
         self._where, self._passes, self._store = _where(before, one), passes, stores
+        self._traced = traced
 
     def read(self, number: int, epoch: int, shard: tuple[int, int], slots: SlotPool) -> Rows:
         """Return a batch: the same in all epochs, but its rows have their addresses of ``epoch``."""
@@ -164,6 +168,8 @@ class CachedBatches:
                 with _naming(self._where):
                     store.write(at, *self._recorded(rows))
         rows.epochs = self._passes.later(rows.epochs, rows.ids, epoch)
+        if self._traced and rows.origins is None:
+            rows.origins = self.before.origins(number, 0, shard)
         if slots.sheet is not None:
             slots.sheet.columns(self.number, rows.columns)
         return rows
@@ -250,15 +256,15 @@ def cached_rows(
     return CachedRows(before, one, passes, form, stores, final and not touched)
 
 
-def cached_batches(before: BatchesNode, one: Placed, made_of: Before, passes: Passes) -> CachedBatches:
-    """Return the node of a cache of batches.
+def cached_batches(before: BatchesNode, one: Placed, made_of: Before, passes: Passes, traced: bool) -> CachedBatches:
+    """Return the node of a cache of batches; ``traced``: they say where their rows come from.
 
     Raises:
         PipelineError: the batches before are endless.
     """
     assert isinstance(one.stage, st.Cache)
     stores = LazyStores(functools.partial(store_of, one.stage, made_of, before.length or 0, _where(before, one)))
-    return CachedBatches(before, one, passes, stores)
+    return CachedBatches(before, one, passes, stores, traced)
 
 
 def refuse_stream(one: Placed, behind: Placed | None) -> NoReturn:

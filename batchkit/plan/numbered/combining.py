@@ -28,7 +28,7 @@ from batchkit.sources.stacking import split_rows
 from batchkit.stages.order import Epochs, Positions, pass_epochs
 from batchkit.tree import Tree
 
-__all__ = ["PartRows", "PartedRows", "ZipRows", "known_schema", "read_kept", "source_schema"]
+__all__ = ["PartRows", "PartedRows", "ZipRows", "known_schema", "read_kept", "read_places", "source_schema"]
 
 I64: TypeAlias = "npt.NDArray[np.int64]"
 
@@ -150,20 +150,6 @@ class PartedRows:
             raised = ids + self._shifts[part]
         return np.where(ids < 0, ids, raised)  # rows that only fill a batch up have none
 
-    def told_apart(self, ids: I64) -> tuple[I64, I64]:
-        """Return the part of every id, and its id there."""
-        if self._shifts is None:
-            part, own = ids % len(self._parts), ids // len(self._parts)
-        else:
-            shifts = np.array(self._shifts, np.int64)
-            part = np.searchsorted(shifts, np.maximum(ids, 0), side="right") - 1
-            own = ids - shifts[part]
-        return np.where(ids < 0, 0, part), np.where(ids < 0, ids, own)
-
-    def part(self, which: int) -> RowsNode:
-        """Return what reads a part."""
-        return self._parts[which].node
-
     def _joined(self, found: list[Scattered], slots: SlotPool) -> Rows:
         count = sum(len(part.rows.ids) for part in found)
         kept = np.sort(np.concatenate([part.places for part in found]))
@@ -277,6 +263,16 @@ def read_kept(node: RowsNode, positions: Positions, epochs: Epochs, slots: SlotP
     ids = np.concatenate([np.empty(0, np.int64), *(one.ids for one in ones)])
     turns = np.array([one.epoch_of(0) for one in ones], np.int64)
     return Rows(ids, turns, items=[item for one in ones for item in _items(one)]), np.array(kept, np.int64)
+
+
+def read_places(node: RowsNode, given: Rows, slots: SlotPool) -> Rows:
+    """Return rows of which only the places are known so far; they have the origins that these have."""
+    assert given.places is not None
+    if given.origins is None:
+        return node.read(given.places, given.epochs, slots)
+    rows, kept = read_kept(node, given.places, given.epochs, slots)
+    rows.origins = given.origins if kept is None else given.origins.taken(kept)
+    return rows
 
 
 def known_schema(source: Any, stages: Sequence[st.Stage]) -> Tree | None:

@@ -45,6 +45,8 @@ class Indexed:
     uncut: list[Call] = field(default_factory=list)
     """The same since the last batch stage."""
     reordered: bool = False
+    traced: bool = False
+    """Whether batches say where their rows come from."""
 
     @property
     def length(self) -> int | None:
@@ -53,11 +55,13 @@ class Indexed:
         return node.length  # type: ignore[no-any-return]
 
 
-def indexed_nodes(source: Any, placed: Sequence[Placed], final: bool, numbering: Numbering | None = None) -> Indexed:
+def indexed_nodes(
+    source: Any, placed: Sequence[Placed], final: bool, numbering: Numbering | None = None, traced: bool = False
+) -> Indexed:
     """Return the nodes of stages over a random-access source.
 
     ``final``: what is gathered may go to where the backend wants it at once, if no stage touches it. ``numbering``
-    counts the stages and sources of a combination's parts.
+    counts the stages and sources of a combination's parts. ``traced``: batches say where their rows come from.
 
     Raises:
         PipelineError: a stage cannot do its work there.
@@ -69,6 +73,7 @@ def indexed_nodes(source: Any, placed: Sequence[Placed], final: bool, numbering:
     )
     whole = final and _whole(source, placed)
     made = source_nodes(source, numbering or Numbering(), final and untouched and not hasattr(source, "read"), whole)
+    made.traced = traced
     _add_all(made, placed, final)
     if made.cut is not None:
         made.cut.last = made.batches is made.cut and final
@@ -88,7 +93,7 @@ def _keep(made: Indexed, one: Placed, behind: Sequence[Placed], final: bool) -> 
     if made.batches is None:
         made.rows = cached_rows(made.rows, one, made.made_of, made.passes, made.listed, behind, final)
     else:
-        made.batches = cached_batches(made.batches, one, made.made_of, made.passes)
+        made.batches = cached_batches(made.batches, one, made.made_of, made.passes, made.traced)
 
 
 def _add(made: Indexed, one: Placed) -> None:
@@ -116,7 +121,7 @@ def _add(made: Indexed, one: Placed) -> None:
     elif isinstance(stage, st.Batch):
         if isinstance(stage, st.PaddedBatch):
             nodes.only_filled_up(made.rows)
-        made.batches = made.cut = batches.CutRows(made.rows, stage, number, after(made.uncut))
+        made.batches = made.cut = batches.CutRows(made.rows, stage, number, after(made.uncut), made.traced)
         made.uncut, made.reordered = [], False
     elif isinstance(stage, st.Unbatch):
         assert made.cut is not None

@@ -107,7 +107,11 @@ class BatchesNode(Protocol):
         ...
 
     def origins(self, number: int, epoch: int, shard: tuple[int, int]) -> Lineage:
-        """Return which source rows the batch holds; reads nothing."""
+        """Return which source rows the batch holds; reads nothing, unless a filter has to look.
+
+        Raises:
+            PipelineError: it has to, and the batches were not compiled to say where their rows come from.
+        """
         ...
 
 
@@ -352,10 +356,8 @@ class WindowRows:
 
     def origins(self, positions: Positions, epochs: Epochs) -> Lineage:
         """Return the source rows, in the order of the windows."""
-        starts, counts, wanted, per_row = self._wanted(positions, epochs)
-        found = self.before.origins(wanted, per_row)
-        place = np.searchsorted(np.cumsum(counts), found.place, side="right")
-        return Lineage(len(starts), place, found.source, found.row, found.epoch)
+        _, counts, wanted, per_row = self._wanted(positions, epochs)
+        return self.before.origins(wanted, per_row).grouped(counts)
 
     def requests(self, positions: Positions, epochs: Epochs) -> Iterator[Request]:
         """Yield what is asked of the source."""

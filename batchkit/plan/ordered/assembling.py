@@ -20,13 +20,15 @@ from batchkit.bucketing import Bucketer
 from batchkit.errors import PipelineError, StateError
 from batchkit.lengths import joined as joined_items
 from batchkit.packing import Packed, Packer, packed_columns
+from batchkit.plan.numbered.combining import read_places
 from batchkit.plan.numbered.nodes import RowsNode, SlotPool
 from batchkit.plan.ordered.walks import Cut, Feeds, Flow, Recounted, State, Walk, pull_rows
 from batchkit.plan.rows.calls import Rows
 from batchkit.plan.rows.joining import joined
+from batchkit.plan.rows.lineage import Lineage
 from batchkit.sources.stacking import detached
 
-__all__ = ["BucketFlow", "Lengths", "PackFlow", "UnpackedFlow", "needed", "unpacked"]
+__all__ = ["BucketFlow", "Lengths", "PackFlow", "UnpackedFlow", "needed", "origins_of", "unpacked"]
 
 Lengths: TypeAlias = Callable[[Rows], "tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]"]
 """Returns how long rows are, and their numbers in the source."""
@@ -294,21 +296,31 @@ def needed(rows: Rows) -> tuple[Rows, Packed]:
     return rows.segments.chosen(wanted), packed
 
 
+def origins_of(rows: Rows) -> Lineage | None:
+    """Return the source rows that rows are made of: packed ones, of those of their segments."""
+    if rows.packed is None or rows.segments is None or rows.segments.origins is None:
+        return rows.origins
+    return rows.segments.origins.taken(rows.packed.rows).grouped(np.diff(rows.packed.offsets))
+
+
 def unpacked(stage: st.Pack, rows: Rows, reader: RowsNode | None, after: str, slots: SlotPool) -> Rows:
     """Return packed rows put together; ``reader`` reads those that are only positions so far."""
     whole = None if reader is None else _of_whole(rows, reader)
     if whole is not None:
         columns, packed, ids = whole
         columns = packed_columns(stage, columns, packed, ids, after, slots.column)
-        return Rows(rows.ids, rows.epochs, columns, surplus=rows.surplus, subs=rows.subs)
+        return _put_together(rows, columns)
     given, packed = needed(rows)
     if given.columns is None and given.items is None:
         assert reader is not None
-        assert given.places is not None
-        given = reader.read(given.places, given.epochs, slots)
+        given = read_places(reader, given, slots)
     columns = given.columns if given.items is None else joined_items(given.items, given.ids, after)
     columns = packed_columns(stage, columns, packed, given.ids, after, slots.column)
-    return Rows(rows.ids, rows.epochs, columns, surplus=rows.surplus, subs=rows.subs)
+    return _put_together(rows, columns)
+
+
+def _put_together(rows: Rows, columns: Any) -> Rows:
+    return Rows(rows.ids, rows.epochs, columns, surplus=rows.surplus, subs=rows.subs, origins=origins_of(rows))
 
 
 def _of_whole(rows: Rows, reader: RowsNode) -> tuple[Any, Packed, range] | None:

@@ -6,14 +6,17 @@ decided behind them (``walks.py``).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from batchkit.pipeline import Pipeline
+from batchkit.plan.numbered.combining import read_places
 from batchkit.plan.numbered.nodes import BatchesNode, Request, RowsNode
 from batchkit.plan.rows.calls import Call, Rows
+from batchkit.plan.rows.lineage import Lineage
 from batchkit.plan.rows.rowwise import changes_number, rowwise
 from batchkit.plan.step import Step
 from batchkit.tree import Tree
@@ -35,8 +38,11 @@ class ChunkPlan:
         calls: Sequence[Call],
         last_function: str,
         cut: bool = False,
+        lineage: bool = False,
     ) -> None:
         self.pipeline, self.node, self.cut = pipeline, node, cut
+        self.lineage = lineage
+        """Whether the rows of batches that are taken apart say where they come from; others have it with the step."""
         self.sent = pipeline
         self.last_function = last_function
         self.calls = tuple(calls)
@@ -63,6 +69,7 @@ class ChunkPlan:
             "epochs": np.asarray(rows.epochs),
             "rows": rows.columns if rows.items is None else rows.items,
             "subs": rows.subs,
+            "origins": None if rows.origins is None else rows.origins.columns,
             "step": np.array([step.epoch, step.number]),
         }
 
@@ -71,10 +78,10 @@ class ChunkPlan:
         given = step.rows
         assert given is not None
         if self.node is None:
-            return Rows(given.ids, given.epochs, given.columns, given.items, subs=given.subs)
+            return dataclasses.replace(given)  # the step may be computed again: leave its rows as they are
         if self.cut:
             return self.node.read(int(given.ids[0]), step.epoch, (0, 1), slots)  # type: ignore[call-arg,arg-type]
-        return self.node.read(given.ids, given.epochs, slots)  # type: ignore[call-arg,arg-type]
+        return read_places(self.node, given, slots)  # type: ignore[arg-type]
 
     def requests(self, step: Step) -> list[Request]:
         """Return the row numbers that a step has which source read, call by call; reads nothing."""
@@ -93,10 +100,12 @@ def chunk_rows(tree: Tree) -> Rows:
     """Return what :meth:`ChunkPlan.compute` returned as rows."""
     rows, epochs = tree["rows"], tree["epochs"]
     listed = type(rows) is list
+    origins = tree["origins"]
     return Rows(
         tree["ids"],
         epochs if epochs.ndim else int(epochs),
         None if listed else rows,
         rows if listed else None,
         subs=tree["subs"],
+        origins=None if origins is None else Lineage(len(tree["ids"]), *origins),
     )

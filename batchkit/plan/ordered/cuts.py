@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
+import numpy as np
+
 from batchkit import stages as st
 from batchkit.padding import fresh
 from batchkit.plan.numbered.batches import pad_columns
@@ -68,7 +70,8 @@ class _Windows:
         while len(self._runs) > 1 and self._offset >= len(self._runs[0][1]):
             passed = len(self._runs.popleft()[1])
             self._offset, self._have = self._offset - passed, self._have - passed
-        return Rows(rows.ids[:1], rows.epoch_of(0), items=[window_padded(window, stage, count)])
+        origins = None if rows.origins is None else rows.origins.grouped(np.array([count]))
+        return Rows(rows.ids[:1], rows.epoch_of(0), items=[window_padded(window, stage, count)], origins=origins)
 
     def state(self) -> State:
         return (self._runs[0][0] if self._runs else self._before.state(), self._offset)

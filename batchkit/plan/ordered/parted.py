@@ -6,6 +6,8 @@ ahead: state is where each part stands, and how many rows have come of all.
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -18,6 +20,7 @@ from batchkit.errors import PipelineError
 from batchkit.plan.ordered.walks import Feeds, Flow, State, Walk
 from batchkit.plan.rows.calls import Rows
 from batchkit.plan.rows.joining import joined
+from batchkit.plan.rows.lineage import Lineage
 from batchkit.plan.rows.scattering import Scattered, scattered_rows
 from batchkit.schedule import MixSchedule
 from batchkit.sources import Combination, Concat, Interleave, Mix, Zip
@@ -210,6 +213,7 @@ class _Parted:
     def __init__(self, flow: PartedFlow, epoch: int, state: State, feeds: Feeds) -> None:
         source = flow.source
         order, parts = state or (None, [None] * len(flow.parts))
+        self._firsts = _first_sources(source)
         self._names, self._where = source.names, f"{source.kind}()"
         self._parts = [_Part(part, epoch, its, feeds) for part, its in zip(flow.parts, parts, strict=True)]
         self._order: _Order
@@ -265,15 +269,17 @@ class _Parted:
             places = np.flatnonzero(wanted == part)
             rows = joined(self._parts[part].give(len(places)))
             ids = np.where(rows.ids < 0, rows.ids, rows.ids * len(self._parts) + part)
-            found.append((part, places, rows, ids))
+            origins = None if rows.origins is None else rows.origins.numbered(self._firsts[part])
+            told = Rows(ids, rows.epochs, subs=rows.subs, origins=origins)
+            found.append((Scattered(self._names[part], places, rows), told))
         if len(found) == 1:
-            (_, _, rows, ids) = found[0]
-            return Rows(ids, rows.epochs, rows.columns, rows.items, subs=rows.subs)
-        scattered = [Scattered(self._names[part], places, rows) for part, places, rows, _ in found]
+            ((only, told),) = found
+            return dataclasses.replace(told, columns=only.rows.columns, items=only.rows.items)
+        scattered = [one for one, _ in found]
         columns, items = scattered_rows(scattered, len(wanted), _fresh(len(wanted)), self._where)
-        order = np.argsort(np.concatenate([places for _, places, _, _ in found]))
-        together = joined([Rows(ids, rows.epochs, subs=rows.subs) for _, _, rows, ids in found]).chosen(order)
-        return Rows(together.ids, together.epochs, columns, items, subs=together.subs)
+        order = np.argsort(np.concatenate([one.places for one in scattered]))
+        together = joined([told for _, told in found]).chosen(order)
+        return dataclasses.replace(together, columns=columns, items=items)
 
     def state(self) -> State:
         return (self._order.state(), [part.state() for part in self._parts])
@@ -281,6 +287,11 @@ class _Parted:
     def close(self) -> None:
         for part in self._parts:
             part.close()
+
+
+def _first_sources(source: Combination) -> list[int]:
+    """Return for each part how many sources come before its own."""
+    return list(itertools.accumulate((len(part.sources) for part in source.parts[:-1]), initial=0))
 
 
 def _fresh(rows: int) -> Any:
@@ -305,6 +316,7 @@ class _Zipped:
     def __init__(self, flow: ZipFlow, epoch: int, state: State, feeds: Feeds) -> None:
         given, parts = state or (0, [None] * len(flow.parts))
         self._source, self._epoch = flow.source, epoch
+        self._firsts = _first_sources(flow.source)
         self._given: int = given
         self._parts = [_Part(part, epoch, its, feeds) for part, its in zip(flow.parts, parts, strict=True)]
 
@@ -320,10 +332,16 @@ class _Zipped:
         self._given += count
         treedef = self._source.treedef
         if all(rows.items is None for rows in given):
-            return Rows(ids, self._epoch, tree_.unflatten(treedef, [rows.columns for rows in given]))
+            columns = tree_.unflatten(treedef, [rows.columns for rows in given])
+            return Rows(ids, self._epoch, columns, origins=self._origins(given))
         sides = [split_rows(rows.columns) if rows.items is None else rows.items for rows in given]
         items: list[Tree] = [tree_.unflatten(treedef, each) for each in zip(*sides, strict=True)]
-        return Rows(ids, self._epoch, items=items)
+        return Rows(ids, self._epoch, items=items, origins=self._origins(given))
+
+    def _origins(self, given: Sequence[Rows]) -> Lineage | None:
+        pairs = zip(given, self._firsts, strict=True)
+        found = [rows.origins.numbered(first) for rows, first in pairs if rows.origins is not None]
+        return Lineage.merged(found) if found else None
 
     def _check_ends(self) -> None:
         if self._source.stop == "error" and any(part.have for part in self._parts):

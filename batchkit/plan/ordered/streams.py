@@ -13,6 +13,7 @@ from batchkit.errors import BatchkitError, SchemaError, SourceError, StateError
 from batchkit.functions import describe_function
 from batchkit.plan.ordered.walks import Cut, Feeds, State, Walk
 from batchkit.plan.rows.calls import Rows
+from batchkit.plan.rows.lineage import Lineage
 from batchkit.schema import as_leaf
 from batchkit.sources import GeneratorSource
 from batchkit.sources.stacking import detached
@@ -22,14 +23,14 @@ __all__ = ["StreamFlow"]
 
 
 class StreamFlow:
-    """What the generator yields: rows, or where it is batched, batches.
+    """What the generator yields: rows, or where it is batched, batches. Where ``traced``, rows say their numbers.
 
     State: how many items were pulled, and what the iterator's own ``state_dict()`` returned if it has one and
     ``load_state_dict()`` besides; without it going on means pulling as many items again.
     """
 
-    def __init__(self, source: GeneratorSource) -> None:
-        self.source, self.batched = source, source.batched
+    def __init__(self, source: GeneratorSource, traced: bool) -> None:
+        self.source, self.batched, self.traced = source, source.batched, traced
         self.name = f"from_generator({describe_function(source.fn)})"
 
     def walk(self, epoch: int, state: State, feeds: Feeds) -> Walk:
@@ -95,6 +96,12 @@ class _Stream:
         except Exception as exc:
             raise SourceError(f"{self._flow.name}: its {what} raised {type(exc).__name__}: {exc}") from exc
 
+    def _numbered(self, first: int, count: int, columns: Tree = None, items: list[Any] | None = None) -> Rows:
+        """Return rows with their numbers."""
+        ids = np.arange(first, first + count)
+        origins = Lineage.of(ids, self._epoch) if self._flow.traced else None
+        return Rows(ids, self._epoch, columns, items, origins=origins)
+
     def state(self) -> State:
         return (self._items, self._row, None if self._own is None else {"state": self._own})
 
@@ -118,7 +125,7 @@ class _Rows(_Stream):
             items.append(detached(item, copy=True))
         if not items:
             return None
-        return Rows(np.arange(first, first + len(items)), self._epoch, items=items)
+        return self._numbered(first, len(items), items=items)
 
 
 class _Batches(_Stream):
@@ -129,7 +136,7 @@ class _Batches(_Stream):
         columns = self._columns(item, number)
         first, count = self._row, len(tree_.flatten(columns)[0][0])
         self._row += count
-        return Cut(Rows(np.arange(first, first + count), self._epoch, columns=columns))
+        return Cut(self._numbered(first, count, columns))
 
     def _columns(self, item: Any, number: int) -> Tree:
         where = f"{self._flow.name}: batch {number}"

@@ -73,6 +73,11 @@ class WalkedSteps(Iterator[Step]):
                 raise
             raise StateError(f"the state does not fit the pipeline's stages ({exc}): it is damaged") from exc
 
+    @property
+    def passed(self) -> int:
+        """The number of the step behind the last one that was cut."""
+        return self._number
+
     def __next__(self) -> Step:
         """Return the next step.
 

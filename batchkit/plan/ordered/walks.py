@@ -21,6 +21,7 @@ import numpy as np
 from batchkit import stages as st
 from batchkit.errors import PipelineError, StateError
 from batchkit.plan.memory import FreshMemory
+from batchkit.plan.numbered.nodes import RowsNode
 from batchkit.plan.ordered.chunks import ChunkPlan, chunk_rows
 from batchkit.plan.rows.calls import Rows
 from batchkit.plan.rows.joining import joined
@@ -87,20 +88,20 @@ class Flow(Protocol):
 
 
 class PositionsFlow:
-    """The positions of an indexed part of the pipeline; no row is read."""
+    """The positions of an indexed part of the pipeline; no row is read. With ``traced``, it says what rows they are."""
 
     batched = False
 
-    def __init__(self, length: int | None) -> None:
-        self.length = length
+    def __init__(self, length: int | None, traced: RowsNode | None = None) -> None:
+        self.length, self.traced = length, traced
 
     def walk(self, epoch: int, state: State, feeds: Feeds) -> Walk:
-        return _Positions(self.length, epoch, state or 0)
+        return _Positions(self, epoch, state or 0)
 
 
 class _Positions:
-    def __init__(self, length: int | None, epoch: int, at: int) -> None:
-        self._length, self._epoch, self._at = length, epoch, at
+    def __init__(self, flow: PositionsFlow, epoch: int, at: int) -> None:
+        self._length, self._traced, self._epoch, self._at = flow.length, flow.traced, epoch, at
 
     def pull(self, most: int) -> Rows | None:
         start = self._at
@@ -109,7 +110,8 @@ class _Positions:
             return None
         self._at = stop
         positions = np.arange(start, stop)
-        return Rows(positions, self._epoch, places=positions)
+        origins = None if self._traced is None else self._traced.origins(positions, self._epoch)
+        return Rows(positions, self._epoch, places=positions, origins=origins)
 
     def state(self) -> State:
         return self._at

@@ -15,6 +15,7 @@ from batchkit import tree as tree_
 from batchkit.errors import BatchkitError, StageError
 from batchkit.metering import Sheet
 from batchkit.packing import Packed
+from batchkit.plan.rows.lineage import Lineage
 from batchkit.plan.rows.ownership import owned, roots
 from batchkit.ragged import Ragged, part
 from batchkit.random import RowRandom, ScalarRandom
@@ -66,6 +67,8 @@ class Rows:
     packed: Packed | None = None
     """Where rows are packed ones that are not put together yet: how they are made of ``segments``."""
     segments: Rows | None = None
+    origins: Lineage | None = None
+    """The source rows that each is made of, where that is wanted; of packed ones, what ``segments`` say."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -94,6 +97,7 @@ class Rows:
             None if self.subs is None else self.subs[cut],
             None if self.packed is None else self.packed.part(start, stop),
             self.segments,
+            None if self.origins is None else self.origins.part(start, stop),
         )
 
     def chosen(self, which: npt.NDArray[np.int64]) -> Rows:
@@ -113,6 +117,7 @@ class Rows:
             None if self.subs is None else self.subs[which],
             None if self.packed is None else self.packed.chosen(which),
             self.segments,
+            None if self.origins is None else self.origins.taken(which),
         )
 
 
@@ -143,7 +148,7 @@ def chosen_rows(rows: Rows, places: list[int], items: list[Tree]) -> Rows:
     """Return the rows at some places, with what has become of them."""
     if not items:
         raise StageError("every row of the batch failed and was left out, so that nothing is left of it")
-    whole = Rows(rows.ids, rows.epochs, None, None, rows.surplus, rows.places, rows.subs)
+    whole = Rows(rows.ids, rows.epochs, None, None, rows.surplus, rows.places, rows.subs, origins=rows.origins)
     chosen = whole.chosen(np.array(places, np.int64))
     chosen.items = items
     return chosen

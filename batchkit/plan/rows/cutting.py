@@ -27,4 +27,4 @@ def cut_rows(stage: st.Batch, rows: Rows, after: str, lease: Lease) -> Rows:
         columns = stack_rows(rows.items, rows.ids, after, lease)
     else:
         return rows
-    return Rows(rows.ids, rows.epochs, columns, subs=rows.subs)
+    return Rows(rows.ids, rows.epochs, columns, subs=rows.subs, origins=rows.origins)

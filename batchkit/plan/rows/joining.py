@@ -10,6 +10,7 @@ import numpy as np
 from batchkit import tree as tree_
 from batchkit.packing import Packed
 from batchkit.plan.rows.calls import Rows
+from batchkit.plan.rows.lineage import Lineage
 from batchkit.ragged import Ragged
 from batchkit.sources.stacking import split_rows
 from batchkit.tree import Tree
@@ -38,6 +39,7 @@ def joined(parts: Sequence[Rows]) -> Rows:
         items,
         places=_optional([part.places for part in parts]),
         subs=_subs(parts),
+        origins=_origins(parts),
         **_packed(parts),
     )
 
@@ -61,6 +63,11 @@ def _packed(parts: Sequence[Rows]) -> dict[str, Any]:
 
 def _optional(arrays: list[Any]) -> Any:
     return None if any(array is None for array in arrays) else np.concatenate(arrays)
+
+
+def _origins(parts: Sequence[Rows]) -> Lineage | None:
+    found = [part.origins for part in parts if part.origins is not None]
+    return Lineage.joined(found) if len(found) == len(parts) else None
 
 
 def _subs(parts: Sequence[Rows]) -> Any:

@@ -87,6 +87,18 @@ class Lineage:
         place = np.repeat(np.arange(len(places)), counts)
         return Lineage(len(places), place, self.source[found], self.row[found], self.epoch[found])
 
+    def part(self, start: int, stop: int) -> Lineage:
+        """Return the lineage of the rows from ``start`` to ``stop``."""
+        low, high = np.searchsorted(self.place, [start, stop]).tolist()
+        found = slice(low, high)
+        rows = max(min(stop, self.rows) - start, 0)
+        return Lineage(rows, self.place[found] - start, self.source[found], self.row[found], self.epoch[found])
+
+    def grouped(self, counts: Vector) -> Lineage:
+        """Return the lineage of rows each of which is made of the next of these: ``counts`` says of how many."""
+        owners = np.repeat(np.arange(len(counts)), counts)
+        return Lineage(len(counts), owners[self.place], self.source, self.row, self.epoch)
+
     def padded(self, rows: int) -> Lineage:
         """Return the same for a batch that is filled up to ``rows`` rows."""
         return Lineage(rows, self.place, self.source, self.row, self.epoch)
@@ -94,6 +106,11 @@ class Lineage:
     def numbered(self, first: int) -> Lineage:
         """Return the same with the sources counted from ``first``."""
         return Lineage(self.rows, self.place, self.source + first, self.row, self.epoch)
+
+    @property
+    def columns(self) -> tuple[Vector, Vector, Vector, Vector]:
+        """Its four vectors."""
+        return self.place, self.source, self.row, self.epoch
 
     def at(self, place: int) -> list[Origin]:
         """Return the source rows of one row of the batch."""
