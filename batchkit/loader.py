@@ -158,6 +158,12 @@ class Loader:
             raise PipelineError(
                 "on_error='skip' cannot be used with unbatch(), whose rows are counted by their batches"
             )
+        if self.plan.counts_what_may_fail is not None:
+            raise PipelineError(
+                f"on_error='skip' cannot be used with {self.plan.counts_what_may_fail} there: what it keeps is counted "
+                "as it comes, and would be something else if a row was left out before. Put cache() before stages "
+                "that are cut in order, or the functions that may fail behind cache()"
+            )
         self._slots.guard = Guard()
         source = self.pipeline.source
         steps, size = self.plan.steps_per_epoch, self.plan.rows_per_batch

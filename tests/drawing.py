@@ -37,7 +37,9 @@ class Where:
     batched: bool = False
     masked: bool = False
     noisy: bool = False
-    cached: bool = False
+    drawn: bool = False
+    """Whether something was drawn at random on the way."""
+    cached: int = 0
     reshuffled: bool = False
     """Whether the order is another one in every epoch."""
     moved: bool = False
@@ -79,7 +81,7 @@ def _count(name: str, least: int, most: int) -> Callable[[Any, Where], dict[str,
 
 
 def _fewer(here: Where, options: dict[str, Any]) -> Where:
-    return here.but(order=here.order if here.order == "indexed" else "stream", moved=here.batched)
+    return here.but(order=_kept_order(here), moved=here.batched)
 
 
 def _again(here: Where, options: dict[str, Any]) -> Where:
@@ -152,8 +154,7 @@ def _behind_cut(here: Where, options: dict[str, Any]) -> Where:
     masked = here.masked or options["remainder"] == "pad"
     even = here.even or ("length" in options and "boundaries" not in options)
     kind = here.kind if here.kind in ("flat", "nested", "tuple") else "batched"
-    order = here.order if here.order == "indexed" else "stream"
-    return here.but(batched=True, even=even, masked=masked, kind=kind, order=order, moved=False)
+    return here.but(batched=True, even=even, masked=masked, kind=kind, order=_kept_order(here), moved=False)
 
 
 def _packed(draw: Any, here: Where) -> dict[str, Any]:
@@ -161,6 +162,11 @@ def _packed(draw: Any, here: Where) -> dict[str, Any]:
     if draw(hs.booleans()):
         return {**given, "length": draw(hs.integers(LONGEST, 30))}
     return {**given, "length": draw(hs.integers(2, 8)), "oversize": draw(hs.sampled_from(["truncate", "split"]))}
+
+
+def _kept_order(here: Where) -> str:
+    """What comes in order is kept in that order: a shuffle cannot be planned before any more."""
+    return here.order if here.order == "indexed" else "stream"
 
 
 def _rows(here: Where) -> bool:
@@ -184,7 +190,7 @@ VERBS: dict[str, Verb] = {
     "random_map": Verb(
         lambda here: here.kind in ("flat", "nested", "ragged") and not here.noisy,
         lambda draw, here: {"fn": "cases:noisy", "seed": draw(hs.integers(0, 2))},
-        lambda here, options: here.but(noisy=True),
+        lambda here, options: here.but(noisy=True, drawn=True),
     ),
     "filter": Verb(
         lambda here: here.numbered and not (here.batched and here.masked),
@@ -220,14 +226,14 @@ VERBS: dict[str, Verb] = {
     ),
     "rebatch": Verb(lambda here: here.batched and here.even and not here.moved, _cut, _behind_cut),
     "cache": Verb(
-        # What changes with every epoch would be frozen, and behind a count in order there are no numbers to keep by.
-        lambda here: here.order == "indexed" and not (here.noisy or here.cached or here.reshuffled),
+        # What changes with every epoch would be frozen.
+        lambda here: not (here.drawn or here.reshuffled) and here.cached < 2,
         lambda draw, here: {},
-        lambda here, options: here.but(cached=True),
+        lambda here, options: here.but(cached=here.cached + 1, order=_kept_order(here)),
     ),
 }
 """Every verb that changes rows, their number or their order."""
-OFTEN = {"filter": 2, "flat_map": 3, "window": 3, "bucket_batch": 4, "pack": 6}
+OFTEN = {"filter": 2, "flat_map": 3, "window": 3, "bucket_batch": 4, "pack": 6, "cache": 3}
 """How many times as often as others a verb is drawn: those that few rows allow, and that hold rows back."""
 CUTS = tuple(verb for verb in oracle.CUTS if verb != "rebatch")
 

@@ -372,7 +372,7 @@ def mix(
     schedule: Sequence[tuple[int, Sequence[float]]] | None = None,
     most: int = 1000,
 ) -> list[Any]:
-    """Row k of a part of weight w is due at (k + 1/2) / w; at most ``most`` rows, since "forever" is.
+    """Row k of a part of weight w is due at (k + 1/2) / w; of "forever" the first ``most``.
 
     >>> "".join(mix([list("aaaaaa"), list("bbb")], [2, 1]))
     'abaabaaba'
@@ -383,7 +383,7 @@ def mix(
     given, passed, through = [0] * len(parts), [0] * len(parts), [False] * len(parts)
     now: Sequence[float] = ()
     found: list[Any] = []
-    while len(found) < most:
+    while stop != "forever" or len(found) < most:
         if len(found) in pieces:
             now, given = pieces[len(found)], [0] * len(parts)
         dues = [(Fraction(2 * given[n] + 1, 2) / Fraction(now[n]), n) for n in range(len(parts)) if now[n]]

@@ -307,12 +307,6 @@ def test_nothing_is_said_of_an_order_that_never_changes(where: Any) -> None:
 # -- refused
 
 
-def test_rows_of_a_generator_are_refused_with_the_mend() -> None:
-    pipe = bk.from_generator(lambda: iter(range(3))).cache().batch(2)
-    with pytest.raises(bk.PipelineError, match=r"stage 0 cache\(\) cannot follow a generator.*from_sequence\(list"):
-        bk.Loader(pipe)
-
-
 @pytest.mark.parametrize("pipe", [data().repeat().cache().batch(2), data().batch(2).repeat().cache()])
 def test_endless_rows_are_refused_with_the_mend(pipe: bk.Pipeline) -> None:
     with pytest.raises(bk.PipelineError, match=r"cannot keep endless rows: put repeat\(\) behind cache\(\)"):
@@ -1037,6 +1031,22 @@ def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
     for command in ("list", "verify", "clear"):
         report = run(command, str(tmp_path / "none"))
         assert (report.exit_code, "there is no folder" in report.output) == (1, True)
+
+
+def test_rows_just_written_are_taken_along_where_another_leaf_comes_to_vary(tmp_path: Path) -> None:
+    def made(row: Any) -> Any:
+        CALLS.append(row["n"])
+        return {"a": np.arange(row["n"] % 3), "b": np.arange(2 + row["n"] // 9)}
+
+    pipe = data().map(made).cache(tmp_path).padded_batch(3)
+    got = epochs(pipe)
+    assert_same(got, epochs(data().map(made).padded_batch(3)))
+    CALLS.clear()
+    with bk.Loader(pipe, executor="inline") as loader:
+        list(loader)
+        CALLS.clear()
+        assert_same([list(loader)], got)
+    assert not CALLS
 
 
 def test_in_a_config_the_path_starts_at_the_files_folder(tmp_path: Path) -> None:

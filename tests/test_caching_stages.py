@@ -266,29 +266,6 @@ def test_where_lengths_are_known_rows_are_read_by_who_needs_them(name: str) -> N
     assert compile(plain).chunks == compile(kept).chunks == ()
 
 
-@pytest.mark.parametrize(
-    ("verb", "pipe"),
-    [
-        ("filter", lambda: data().filter(odd).cache().batch(2)),
-        ("filter", lambda: data().filter(odd).batch(2).cache()),
-        ("flat_map", lambda: data().flat_map(thrice).map(dict).cache().batch(2)),
-        ("pack", lambda: ragged().pack(8).cache().batch(2)),
-        ("bucket_batch", lambda: ragged().bucket_batch(2, boundaries=[5]).cache()),
-        ("filter", lambda: data().filter(odd).window(2).cache().batch(2)),
-        ("window", lambda: data().window(2, inside=True).cache().batch(2)),
-    ],
-)
-def test_rows_without_numbers_are_refused_with_the_mend(verb: str, pipe: Callable[[], bk.Pipeline]) -> None:
-    with pytest.raises(bk.PipelineError, match=rf"cache\(\) cannot follow stage 0 {verb}\(.*Put cache\(\) before it"):
-        bk.Loader(pipe())
-
-
-def test_a_generators_windows_are_refused_with_the_mend() -> None:
-    pipe = bk.from_generator(lambda: iter(range(9))).window(2).cache().batch(2)
-    with pytest.raises(bk.PipelineError, match=r"stage 1 cache\(\) cannot follow a generator"):
-        bk.Loader(pipe)
-
-
 # -- combinations
 
 

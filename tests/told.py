@@ -77,6 +77,9 @@ ROWS: dict[str, Callable[[], bk.Pipeline]] = {
     "mix of filtered": lambda: bk.mix([told(0, 20).filter(lambda row: True), told(1, 30)], [1, 2], stop="all").batch(5),
     "concat with a generator": lambda: bk.concat([generated(9), told(1, 12).shuffle(2)]).batch(5),
     "interleave of filtered": lambda: bk.interleave([some(0, 20), told(1, 9), some(2, 9)], block=2).batch(5),
+    "filtered, kept": lambda: some(0, 40).cache().shuffle(1, window=7).batch(5),
+    "batches of filtered, kept": lambda: some(0, 40).batch(5).cache(),
+    "kept in a mix": lambda: bk.mix([generated(20).cache(), told(1, 30)], [1, 2], stop="all").batch(5),
     "concat of combinations": lambda: bk.concat([bk.interleave([told(0, 5), told(1, 7)]), some(2, 9)]).batch(4),
 }
 """Of rows each of which is one source row."""
@@ -115,6 +118,7 @@ ZIPS: dict[str, Callable[[], bk.Pipeline]] = {
 SEQUENCES: dict[str, Callable[[], bk.Pipeline]] = {
     "packed": lambda: told(0, 60, NINE).shuffle(1).pack(16).batch(3),
     "packed behind a filter": lambda: told(0, 60, NINE).filter(lambda row: len(row["row"]) != 3).pack(16).batch(3),
+    "packed and kept": lambda: told(0, 60, NINE).shuffle(1, reshuffle=False).pack(16).cache().batch(3),
     "packed of a mix": lambda: (
         bk.mix([told(0, 40, NINE[:40]), told(1, 60, NINE)], [2, 1], stop="all").pack(16).batch(3)
     ),

@@ -6,16 +6,22 @@ from batchkit.caching.identity import WHOLE, identity
 from batchkit.caching.memory import MemoryStore
 from batchkit.caching.outline import Column, Leaves, Outline, Store, Taken, joined, merged
 from batchkit.caching.records import characters, of_columns, of_items, text, to_columns, to_items
+from batchkit.caching.runs import DiskRuns, Found, MemoryRuns, NoRuns, Runs
 
 __all__ = [
     "WHOLE",
     "Column",
     "Damage",
     "Description",
+    "DiskRuns",
     "DiskStore",
+    "Found",
     "Leaves",
+    "MemoryRuns",
     "MemoryStore",
+    "NoRuns",
     "Outline",
+    "Runs",
     "Store",
     "Taken",
     "characters",

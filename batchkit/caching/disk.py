@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from batchkit.caching.files import Files
 from batchkit.caching.folder import MANIFEST, lock_of, publish, read_manifest
 from batchkit.caching.lock import locked
 from batchkit.caching.outline import Lease, Leaves, Outline, Taken, merged
+from batchkit.caching.reached import Reached, read_reached, write_reached
 from batchkit.errors import CacheWarning, SourceError
 
 __all__ = ["DiskStore"]
@@ -24,7 +26,7 @@ _COPIED = 1024  # rows that are copied at a time where columns change
 
 
 class DiskStore:
-    """Rows in the folder ``path / key``.
+    """Rows in the folder ``path / key``: ``rows`` of them, or as many as come.
 
     Any process may read at any time; one writes at a time, under a lock that the system takes back from a
     process that dies. Every row is checked against its checksum before it is first served.
@@ -33,7 +35,7 @@ class DiskStore:
         SourceError: the folder cannot be made.
     """
 
-    def __init__(self, path: str, key: str, rows: int, upstream: list[str], where: str) -> None:
+    def __init__(self, path: str, key: str, rows: int | None, upstream: list[str], where: str) -> None:
         self._folder, self._rows, self._upstream, self._where = Path(path) / key, rows, upstream, where
         self._files: Files | None = None
         self._stamp: tuple[int, ...] | None = None
@@ -104,17 +106,59 @@ class DiskStore:
             SchemaError: they are not like those that are there, or cannot be kept on disk.
             SourceError: there is no cache yet, and none can be made.
         """
+        self._alone(lambda: self._ready(outline).put(positions, leaves))
+
+    def append(
+        self,
+        positions: npt.NDArray[np.int64],
+        outline: Outline,
+        leaves: Leaves,
+        note: Callable[[Reached], Reached] | None,
+    ) -> bool:
+        """The same, and change then what is noted of how far the cache has got, if anything; say whether that was done.
+
+        Raises:
+            SchemaError: they are not like those that are there, or cannot be kept on disk.
+            SourceError: there is no cache yet, and none can be made.
+        """
+
+        def put() -> None:
+            self._ready(outline).put(positions, leaves)
+            if note is not None:
+                self._noted(note)
+
+        return self._alone(put)
+
+    def note(self, note: Callable[[Reached], Reached]) -> None:
+        """Change what is noted of how far the cache has got, where there is one."""
+        self._alone(lambda: self._noted(note) if self._folder.is_dir() else None)
+
+    @property
+    def reached(self) -> Reached:
+        """What is noted of how far the cache has got."""
+        return read_reached(self._folder)
+
+    def _noted(self, note: Callable[[Reached], Reached]) -> None:
+        before = read_reached(self._folder)
+        after = note(before)
+        if after is not before:
+            write_reached(self._folder, after)
+
+    def _alone(self, action: Callable[[], None]) -> bool:
+        """Write while nobody else does; who has to wait for too long leaves it be. Say whether it was done."""
         with self._lock:
             if self._refused:
-                return
+                return False
             try:
                 with locked(lock_of(self._folder), _PATIENCE) as held:
                     if held:
-                        self._ready(outline).put(positions, leaves)
+                        action()
+                    return held
             except OSError as exc:
                 if isinstance(exc, SourceError):
                     raise
                 self._refuse(exc)
+                return False
 
     def _ready(self, outline: Outline) -> Files:
         """Return files that can hold rows like these; the lock is held."""
@@ -146,6 +190,8 @@ class DiskStore:
 
     def _changed(self, old: Files, outline: Outline) -> Files:
         """Return files for rows whose shapes vary more than those so far, which are taken along."""
+        old.open()  # up to what was written last: its files are replaced now
+        reached = read_reached(self._folder)
         new_files = publish(self._folder, self._rows, outline, self._upstream)
         marked = old.marked()
         for start in range(0, len(marked), _COPIED):
@@ -153,6 +199,8 @@ class DiskStore:
             taken = old.take(positions, _fresh)
             if taken.outline is not None:
                 new_files.put(positions[taken.there], taken.leaves)
+        if self._rows is None:
+            write_reached(self._folder, reached)
         old.close()
         return new_files
 

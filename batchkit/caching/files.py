@@ -6,6 +6,7 @@ was written half, cut off or changed therefore is not there, whatever happened t
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import threading
@@ -29,9 +30,12 @@ _SIZE = np.dtype("<i8")
 
 
 class Files:
-    """The files in one folder. Reading may be done by several threads and processes, writing by one."""
+    """The files in one folder. Reading may be done by several threads and processes, writing by one.
 
-    def __init__(self, folder: Path, rows: int, outline: Outline) -> None:
+    ``rows`` is how many there is room for; where it is ``None``, the files grow as rows are put behind the last.
+    """
+
+    def __init__(self, folder: Path, rows: int | None, outline: Outline) -> None:
         self.outline, self.rows, self._folder = outline, rows, folder
         self._names = [folder / name for name in file_names(outline)]
         self._starts: list[int | None] = []  # where in an entry of the index a column that varies has its place
@@ -40,9 +44,10 @@ class Files:
             self._starts.append(width if column.varies else None)
             width += 1 + len(column.shape) if column.varies else 0
         self._width = width
-        self._verified = np.zeros(rows, np.bool_)
+        self._verified = np.zeros(rows or 0, np.bool_)
         self._descriptors: dict[Path, int] = {}
         self._finalizer = weakref.finalize(self, _close_all, self._descriptors)
+        self._opened: dict[Path, tuple[int, int]] = {}
         self._index: npt.NDArray[np.int64] | None = None
         self._maps: list[npt.NDArray[Any]] = []
         self._lock = threading.Lock()
@@ -80,17 +85,44 @@ class Files:
         Raises:
             OSError: one cannot be read.
         """
-        index = _mapped(self._folder / INDEX, _SIZE, (self._width,), self.rows)
         self._maps = [self._map(number) for number in range(len(self._names))]
-        self._index = index
+        self._map_index()
+
+    def _mapped(
+        self, path: Path, dtype: np.dtype[Any], sides: tuple[int, ...], rows: int | None, otherwise: int = 0
+    ) -> npt.NDArray[Any]:
+        """Map a file: ``rows`` of it, or as many as it has by its size, or ``otherwise`` where they take no room.
+
+        Raises:
+            OSError: it cannot be read, or is not the one that was mapped before, which has been replaced.
+        """
+        with open(path, "rb") as file:
+            status = os.fstat(file.fileno())
+            if self._opened.setdefault(path, (status.st_dev, status.st_ino)) != (status.st_dev, status.st_ino):
+                raise FileNotFoundError(f"{path} was replaced")
+            each, head = _row_size(dtype, sides), _header_size(dtype, sides)
+            if rows is None:
+                rows = max(status.st_size - head, 0) // each if each else otherwise
+            if not each or not rows:
+                return np.empty((rows, *sides), dtype)
+            return np.memmap(file, dtype, "r", head, (rows, *sides)).view(np.ndarray)
+
+    def _map_index(self) -> None:
+        path, sides = self._folder / INDEX, (self._width,)
+        if self._index is None or _held(path, _SIZE, sides, 0) > len(self._index):
+            index = self._mapped(path, _SIZE, sides, self.rows)
+            rows = len(index)
+            more = rows - len(self._verified)
+            if more > 0:
+                self._verified = np.concatenate([self._verified, np.zeros(more, np.bool_)])
+            self._index = index
 
     def _map(self, number: int) -> npt.NDArray[Any]:
         column, path = self.outline.columns[number], self._names[number]
-        if not column.varies:
-            return _mapped(path, _stored_as(column.dtype), column.sizes, self.rows).view(column.dtype)
-        dtype = _stored_as(column.dtype)
-        count = max(os.path.getsize(path) - _header_size(dtype, ()), 0) // dtype.itemsize
-        return _mapped(path, dtype, (), count).view(column.dtype)
+        dtype, sides = _stored_as(column.dtype), () if column.varies else column.sizes
+        rows = None if column.varies else self.rows
+        otherwise = _held(self._folder / INDEX, _SIZE, (self._width,), 0)
+        return self._mapped(path, dtype, sides, rows, otherwise).view(column.dtype)
 
     # -- reading
 
@@ -102,6 +134,11 @@ class Files:
     def there(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Return which rows are there and are what was written; each is checked once."""
         assert self._index is not None
+        inside = self._inside(positions)
+        if not inside.all():
+            there = np.zeros(len(positions), np.bool_)
+            there[inside] = self.there(positions[inside])
+            return there
         there = self._verified[positions]
         if there.all():
             return there
@@ -120,6 +157,17 @@ class Files:
             self._verified[chosen[right]] = True
         return there
 
+    def _inside(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Return for which rows the index has room; where files grow, others may have put more there meanwhile."""
+        if self.rows is not None:
+            return np.ones(len(positions), np.bool_)
+        inside: npt.NDArray[np.bool_] = positions < len(self._verified)
+        if not inside.all():
+            with self._lock, contextlib.suppress(OSError):  # of a cache that was cleared there will be no more
+                self._map_index()
+            inside = positions < len(self._verified)
+        return inside
+
     def _within(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Return for which rows the index names places that there are."""
         assert self._index is not None
@@ -128,34 +176,37 @@ class Files:
         for number, column in enumerate(self.outline.columns):
             start = self._starts[number]
             if start is None:
+                good &= positions < len(self._reaching(number, int(positions.max(initial=-1)) + 1))
                 continue
             sizes = entries[:, start + 1 : start + 1 + len(column.shape)]
             sane = (sizes >= 0).all(axis=1) & (entries[:, start] >= 0)
             # Multiplied as floats: sizes that were damaged must not overflow into some that look right.
             ends = entries[:, start] + sizes.astype(np.float64).prod(axis=1)
-            if (sane & (ends > len(self._maps[number]))).any():
-                with self._lock:
-                    self._maps[number] = self._map(number)  # others may have written more meanwhile
-            good &= sane & (ends <= len(self._maps[number]))
+            good &= sane & (ends <= len(self._reaching(number, ends[sane].max(initial=0))))
             for axis, side in enumerate(column.shape):
                 good &= (sizes[:, axis] == side) if side is not None else True
         return good
+
+    def _reaching(self, number: int, end: float) -> npt.NDArray[Any]:
+        """Return the values of a column, up to ``end`` if there are so many: others may have written more meanwhile."""
+        if end > len(self._maps[number]):
+            with self._lock, contextlib.suppress(OSError):
+                self._maps[number] = self._map(number)
+        return self._maps[number]
 
     def _values(self, positions: npt.NDArray[np.int64], lease: Lease | None) -> Leaves:
         """Return the values of rows, in new memory, or views where a row has its own array and there is no lease."""
         assert self._index is not None
         leaves: Leaves = []
         for number, column in enumerate(self.outline.columns):
-            start, mapped = self._starts[number], self._maps[number]
+            start = self._starts[number]
             if start is None:
-                shape = column.sizes
+                mapped, shape = self._reaching(number, int(positions.max(initial=-1)) + 1), column.sizes
                 out = lease(number, len(positions), column.dtype, shape) if lease is not None else None
                 leaves.append(mapped.take(positions, 0, out, "clip"))
                 continue
             entries = self._index[positions, start : start + 1 + len(column.shape)]
-            if len(entries) and int((entries[:, 0] + entries[:, 1:].prod(axis=1)).max()) > len(mapped):
-                with self._lock:
-                    self._maps[number] = mapped = self._map(number)
+            mapped = self._reaching(number, int((entries[:, 0] + entries[:, 1:].prod(axis=1)).max(initial=0)))
             rows = []
             for first, *sizes in entries.tolist():
                 row = mapped[first : first + int(np.prod(sizes, dtype=np.int64))].reshape(sizes)
@@ -200,6 +251,7 @@ class Files:
         entries[:, 0] = _sums(positions, self.outline, chosen)
         # Behind the values: a row that has a mark without them fails its checksum.
         self._placed(self._folder / INDEX, _SIZE, (self._width,), positions, entries)
+        self._inside(positions)
         self._verified[positions] = True
 
     def _appended(self, number: int, rows: list[npt.NDArray[Any]]) -> npt.NDArray[np.int64]:
@@ -224,14 +276,15 @@ class Files:
         values: npt.NDArray[Any],
     ) -> None:
         """Write values at their positions, which rise; those that follow each other in one piece."""
-        each = values[:1].nbytes
-        if not each:
-            return
+        each, end = values[:1].nbytes, int(positions[-1]) + 1
         descriptor, head = self._descriptor(path), _header_size(dtype, sides)
-        breaks = np.flatnonzero(np.diff(positions) != 1) + 1
-        for part in np.split(np.arange(len(positions)), breaks):
-            piece = values[part[0] : part[-1] + 1]
-            _write(descriptor, head + int(positions[part[0]]) * each, _bytes(piece))
+        if each:
+            breaks = np.flatnonzero(np.diff(positions) != 1) + 1
+            for part in np.split(np.arange(len(positions)), breaks):
+                piece = values[part[0] : part[-1] + 1]
+                _write(descriptor, head + int(positions[part[0]]) * each, _bytes(piece))
+        if self.rows is None:
+            _write(descriptor, 0, _header(dtype, sides, _held(path, dtype, sides, end)))
 
     def _descriptor(self, path: Path) -> int:
         descriptor = self._descriptors.get(path)
@@ -305,9 +358,19 @@ def _header_size(dtype: np.dtype[Any], sides: tuple[int, ...]) -> int:
 def _wanted(dtype: np.dtype[Any], sides: tuple[int, ...], rows: int | None, size: int) -> tuple[bytes, int]:
     """Return the header and the size that a file must have; without ``rows`` its own size decides."""
     head = _header_size(dtype, sides)
-    each = dtype.itemsize * int(np.prod(sides, dtype=np.int64))
-    count = max(size - head, 0) // each if rows is None else rows
+    each = _row_size(dtype, sides)
+    count = (max(size - head, 0) // each if each else 0) if rows is None else rows
     return _header(dtype, sides, count), head + count * each
+
+
+def _row_size(dtype: np.dtype[Any], sides: tuple[int, ...]) -> int:
+    return dtype.itemsize * int(np.prod(sides, dtype=np.int64))
+
+
+def _held(path: Path, dtype: np.dtype[Any], sides: tuple[int, ...], otherwise: int) -> int:
+    """Return how many rows a file that grows has by its size, or ``otherwise`` where rows take no room."""
+    each = _row_size(dtype, sides)
+    return max(os.path.getsize(path) - _header_size(dtype, sides), 0) // each if each else otherwise
 
 
 def _is_sound(path: Path, dtype: np.dtype[Any], sides: tuple[int, ...], rows: int | None) -> bool:
@@ -319,12 +382,10 @@ def _is_sound(path: Path, dtype: np.dtype[Any], sides: tuple[int, ...], rows: in
     if rows is not None:
         return (header, size) == _wanted(dtype, sides, rows, size)
     # Another process may be about to write more behind what the header speaks of.
-    count = re.search(rb"'shape': \((\d{1,18}),\)", header)
-    return count is not None and header == _header(dtype, (), int(count[1])) and size >= _end(dtype, int(count[1]))
-
-
-def _end(dtype: np.dtype[Any], count: int) -> int:
-    return _header_size(dtype, ()) + count * dtype.itemsize
+    found = re.search(rb"'shape': \((\d{1,18}),", header)
+    count = 0 if found is None else int(found[1])
+    end = _header_size(dtype, sides) + count * _row_size(dtype, sides)
+    return found is not None and header == _header(dtype, sides, count) and size >= end
 
 
 def _mend(path: Path, dtype: np.dtype[Any], sides: tuple[int, ...], rows: int | None) -> None:
@@ -335,13 +396,6 @@ def _mend(path: Path, dtype: np.dtype[Any], sides: tuple[int, ...], rows: int | 
         _write(descriptor, 0, header)
     finally:
         os.close(descriptor)
-
-
-def _mapped(path: Path, dtype: np.dtype[Any], sides: tuple[int, ...], rows: int) -> npt.NDArray[Any]:
-    head, shape = _header_size(dtype, sides), (rows, *sides)
-    if not dtype.itemsize * int(np.prod(shape, dtype=np.int64)):
-        return np.empty(shape, dtype)
-    return np.memmap(path, dtype, "r", head, shape).view(np.ndarray)
 
 
 def _write(descriptor: int, offset: int, content: Any) -> None:

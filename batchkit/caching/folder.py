@@ -19,6 +19,7 @@ from typing import Any
 from batchkit.caching.files import INDEX, Files
 from batchkit.caching.lock import locked
 from batchkit.caching.outline import Outline
+from batchkit.caching.reached import read_reached
 from batchkit.errors import BatchkitError, SourceError, SourceNotFoundError
 
 __all__ = [
@@ -47,7 +48,8 @@ class Description:
 
     name: str
     folder: str
-    rows: int
+    rows: int | None
+    """How many rows it has room for; ``None`` where that is not known before the last of them has come."""
     stored: int
     nbytes: int
     created: str
@@ -75,7 +77,7 @@ def lock_of(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.lock")
 
 
-def publish(folder: Path, rows: int, outline: Outline, upstream: list[str]) -> Files:
+def publish(folder: Path, rows: int | None, outline: Outline, upstream: list[str]) -> Files:
     """Make a new cache without rows, all of it at once, in place of what is there. The caller holds the lock.
 
     Raises:
@@ -162,10 +164,10 @@ def described(folder: Path) -> Description:
         files.open()
     except (OSError, SourceError) as exc:
         return Description(folder.name, str(folder), 0, 0, nbytes, "", [], str(exc))
-    stored = len(files.marked())
-    return Description(
-        folder.name, str(folder), content["rows"], stored, nbytes, content["created"], content["upstream"]
-    )
+    stored, rows = len(files.marked()), content["rows"]
+    if rows is None:
+        rows = read_reached(folder).rows
+    return Description(folder.name, str(folder), rows, stored, nbytes, content["created"], content["upstream"])
 
 
 def verified(folder: Path) -> Damage:

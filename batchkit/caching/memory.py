@@ -13,30 +13,54 @@ from batchkit.caching.outline import Lease, Leaves, Outline, Taken, merged
 from batchkit.errors import CacheWarning
 from batchkit.resources import free_memory
 
-__all__ = ["FREE_SHARE", "MemoryStore"]
+__all__ = ["FREE_SHARE", "OVERHEAD", "Budget", "MemoryStore"]
 
 FREE_SHARE = 0.5
 """The share of the memory that is free at the start that a cache leaves free, where it has no budget."""
 
 _UNKNOWN = 1 << 30  # the budget where the system does not say what is free
 _LOOK_EVERY = 16 << 20  # bytes stored between two looks at what is free
-_OVERHEAD = 120  # bytes that an array takes besides its values
+OVERHEAD = 120
+"""Bytes that an array takes besides its values."""
+
+
+class Budget:
+    """How much memory may be used, and how much is.
+
+    ``most`` is in bytes. Without it, there is room until half of the memory is used up that was free at the start,
+    whoever used it: several caches and processes share it.
+    """
+
+    def __init__(self, most: int | None) -> None:
+        self._free = None
+        if most is None:
+            self._free = free_memory()
+            most = _UNKNOWN if self._free is None else int(FREE_SHARE * self._free)
+        self.most, self.used, self._looked = most, 0, 0
+
+    def take(self, size: int) -> bool:
+        """Use so many bytes if there is room for them, as far as that is looked at now; say whether there was."""
+        if self.used + size > self.most or not self._free_enough(size):
+            return False
+        self.used += size
+        return True
+
+    def _free_enough(self, size: int) -> bool:
+        if self._free is None or (self.used and self.used + size - self._looked < _LOOK_EVERY):
+            return True
+        self._looked = self.used
+        left = free_memory()
+        return left is None or left - size > FREE_SHARE * self._free
 
 
 class MemoryStore:
     """Rows in memory: whole columns where all rows have one shape, else one array a row and leaf.
 
-    ``budget`` is in bytes. Without it, rows are stored until half of the memory is used up that was free at the
-    start, whoever used it: several caches and processes share it. What finds no room is not stored.
+    ``budget`` is that of :class:`Budget`. What finds no room is not stored.
     """
 
     def __init__(self, rows: int, budget: int | None, where: str) -> None:
-        self._where = where
-        self._free = None
-        if budget is None:
-            self._free = free_memory()
-            budget = _UNKNOWN if self._free is None else int(FREE_SHARE * self._free)
-        self._budget, self._used, self._looked = budget, 0, 0
+        self._where, self._budget = where, Budget(budget)
         self._slots = np.zeros(rows, np.int64)  # the row's slot, plus 1; pages that are not written take no memory
         self._outline: Outline | None = None
         self._columns: list[npt.NDArray[Any]] | None = None
@@ -100,7 +124,7 @@ class MemoryStore:
             self._columns = None
         else:
             each = max(sum(column.nbytes for column in outline.columns), 1)
-            most = min(len(self._slots), self._budget // each)
+            most = min(len(self._slots), self._budget.most // each)
             self._columns = [np.empty((most, *column.sizes), column.dtype) for column in outline.columns]
         self._outline = outline
 
@@ -109,12 +133,12 @@ class MemoryStore:
         assert self._columns is not None
         assert self._outline is not None
         each = max(sum(column.nbytes for column in self._outline.columns), 1)
-        count = min(len(places), (self._budget - self._used) // each, len(self._columns[0]) - self._count)
-        if not self._room(count * each):
+        room = (self._budget.most - self._budget.used) // each
+        count = min(len(places), room, len(self._columns[0]) - self._count)
+        if not self._budget.take(count * each):
             return 0
         for column, leaf in zip(self._columns, leaves, strict=True):
             column[self._count : self._count + count] = np.asarray(leaf)[places[:count]]
-        self._used += count * each
         return count
 
     def _put_rows(self, places: npt.NDArray[np.intp], leaves: Leaves) -> int:
@@ -122,26 +146,17 @@ class MemoryStore:
         assert self._rows is not None
         for count, place in enumerate(places.tolist()):
             row = [np.array(leaf[place]) for leaf in leaves]
-            size = sum(value.nbytes + _OVERHEAD for value in row)
-            if self._used + size > self._budget or not self._room(size):
+            if not self._budget.take(sum(value.nbytes + OVERHEAD for value in row)):
                 return count
             self._rows.append(row)
-            self._used += size
         return len(places)
-
-    def _room(self, size: int) -> bool:
-        """Say whether enough memory is free, as far as that is looked at now."""
-        if self._free is None or (self._used and self._used + size - self._looked < _LOOK_EVERY):
-            return True
-        self._looked = self._used
-        left = free_memory()
-        return left is None or left - size > FREE_SHARE * self._free
 
     def _announce(self) -> None:
         self._full = True
         warnings.warn(
-            f"{self._where} is full: it holds {self._count} of {len(self._slots)} rows in {self._used / 1e6:.1f} MB, "
-            "and the others are computed every time. Give it more memory=..., or a path to keep them on disk",
+            f"{self._where} is full: it holds {self._count} of {len(self._slots)} rows in "
+            f"{self._budget.used / 1e6:.1f} MB, and the others are computed every time. Give it more memory=..., or a "
+            "path to keep them on disk",
             CacheWarning,
             stacklevel=2,
         )

@@ -41,7 +41,8 @@ def list_caches(context: click.Context, /, path: str, as_json: bool) -> None:
 
 
 def _lines(one: Description) -> list[str]:
-    lines = [f"{one.name}  {one.stored} of {one.rows} rows, {one.nbytes / 1e6:.1f} MB, of {one.created or 'unknown'}"]
+    have = f"{one.stored} rows so far" if one.rows is None else f"{one.stored} of {one.rows} rows"
+    lines = [f"{one.name}  {have}, {one.nbytes / 1e6:.1f} MB, of {one.created or 'unknown'}"]
     if one.upstream:
         lines.append(f"  {' -> '.join(one.upstream)}")
     return [*lines, f"  damaged: {one.problem}"] if one.problem else lines

@@ -9,13 +9,14 @@ from typing import Any
 
 from batchkit import stages as st
 from batchkit.bucketing import bounds_of, filled_leaves
+from batchkit.caching import NoRuns
 from batchkit.errors import PipelineError
 from batchkit.pipeline import Pipeline
 from batchkit.plan.memory import FreshMemory
 from batchkit.plan.numbered import nodes
-from batchkit.plan.numbered.caching import refuse_stream
 from batchkit.plan.numbered.combining import read_places
 from batchkit.plan.numbered.indexed import indexed_nodes
+from batchkit.plan.numbered.passes import Passes
 from batchkit.plan.numbered.placing import (
     Numbering,
     Placed,
@@ -27,16 +28,19 @@ from batchkit.plan.numbered.placing import (
     planned_before,
     refuse_shuffle,
 )
+from batchkit.plan.numbered.stores import Before, LazyStores, runs_of
 from batchkit.plan.ordered import cuts, walks
 from batchkit.plan.ordered.assembling import BucketFlow, Lengths, PackFlow, UnpackedFlow
+from batchkit.plan.ordered.caching import FinishedFlow, KeptBatchesFlow, KeptRowsFlow
 from batchkit.plan.ordered.chunks import ChunkPlan
 from batchkit.plan.ordered.lengths import all_lengths, known_lengths, lengths_of, row_schema
 from batchkit.plan.ordered.parted import PartedFlow, ZipFlow
 from batchkit.plan.ordered.streams import StreamFlow
 from batchkit.plan.plan import Plan
-from batchkit.plan.rows.calls import Call
+from batchkit.plan.rows.calls import Call, Rows
 from batchkit.plan.rows.rowwise import changes_number
-from batchkit.sources import Combination, GeneratorSource, Zip
+from batchkit.plan.step import Step
+from batchkit.sources import Combination, GeneratorSource, Mix, Zip
 
 __all__ = ["compile_chunks", "compile_flow", "numbered_source", "numbered_stages"]
 
@@ -73,10 +77,15 @@ def numbered_source(source: Any) -> bool:
     )
 
 
-def _parted(source: Combination, numbering: Numbering, traced: bool) -> Any:
-    """Compile a combination of parts some of which have rows without numbers."""
+def _parted(source: Combination, numbering: Numbering, traced: bool) -> tuple[Any, Passes, bool]:
+    """Compile a combination of parts some of which have rows without numbers.
+
+    Returns its flow, how its rows are counted by epochs, and whether they are known to have no end.
+    """
     numbering = dataclasses.replace(numbering)
-    flows = []
+    flows: list[Any] = []
+    passes: list[Passes] = []
+    endless = False
     for part in source.parts:
         start = dataclasses.replace(numbering)
         placed = placed_stages(part, numbering)
@@ -84,11 +93,18 @@ def _parted(source: Combination, numbering: Numbering, traced: bool) -> Any:
         if numbered_source(part.source):
             placed = planned_before(placed)
             first = numbered_stages(placed)
-        compiler = _Compiler(part, placed, first, start, traced)
+        compiler = _Compiler(part, placed, first, start, (0, 1), traced)
         for place in range(first, len(placed)):
             compiler.add(place)
         flows.append(compiler.rows())
-    return ZipFlow(source, flows) if isinstance(source, Zip) else PartedFlow(source, flows)
+        passes.append(compiler.passes.repeated(None))
+        endless = endless or compiler.endless
+    if isinstance(source, Zip):
+        return ZipFlow(source, flows), Passes(), False
+    if isinstance(source, Mix):
+        endless = source.stop == "forever"
+    parts = len(flows)
+    return PartedFlow(source, flows), Passes((), tuple(passes), lambda ids: (ids % parts, ids // parts)), endless
 
 
 def compile_chunks(pipeline: Pipeline, lineage: bool = False) -> ChunkPlan:
@@ -113,50 +129,34 @@ def compile_flow(
     Raises:
         PipelineError: a stage cannot do its work there.
     """
-    compiler = _Compiler(pipeline, placed, numbered, Numbering(), lineage)
+    compiler = _Compiler(pipeline, placed, numbered, Numbering(), shard, lineage)
     for place in range(numbered, len(placed)):
         compiler.add(place)
-    cut = compiler.last_cut
-    rank, world = shard
-    static = cut is not None and cut.remainder != "keep" and not compiler.filtered and cut.size is not None
-    size = (cut.size if cut is not None else 0) or 0
-    calls = [call_of(one) for one in placed if one.called]
-    return Plan(
-        pipeline=pipeline,
-        shard=shard,
-        steps_per_epoch=None,
-        endless=compiler.endless,
-        batches=None,
-        flow=compiler.flow,
-        late_calls=(tuple(compiler.late), tuple(compiler.batch_calls)),
-        cut=cut,
-        sent=Pipeline(pipeline.source, tuple(compiler.stages)),
-        reader=compiler.reader,
-        packs=compiler.packs,
-        paddings=compiler.paddings,
-        rows_per_batch=size * (rank + 1) // world - size * rank // world if static else None,
-        direct=False,
-        after=named_after(compiler.late),
-        last_function=named_after(calls),
-        by_row=True,
-        counted=not compiler.read and not any(isinstance(call.stage, st.Filter) for call in compiler.batch_calls),
-        lineage=lineage,
-    )
+    return compiler.plan()
 
 
 class _Compiler:
     """Takes up one stage after the other."""
 
     def __init__(
-        self, pipeline: Pipeline, placed: list[Placed], numbered: int, numbering: Numbering, traced: bool
+        self,
+        pipeline: Pipeline,
+        placed: list[Placed],
+        numbered: int,
+        numbering: Numbering,
+        shard: tuple[int, int],
+        traced: bool,
     ) -> None:
         self._pipeline, self._placed, self._numbered, self._start = pipeline, placed, numbered, numbering
-        self._traced = traced
+        self._shard, self._traced = shard, traced
         self._last_uncut = max((n for n, one in enumerate(placed) if isinstance(one.stage, st.Unbatch)), default=-1)
         self._pending: list[Placed] = []
         self.late: list[Call] = []
         self.batch_calls: list[Call] = []
         self.last_cut: st.Batch | None = None
+        self.finished = False
+        """Whether batches have everything done to them that the stages so far say."""
+        self.passes = Passes()
         self.filtered = False
         self.endless = False
         self.stages = list(pipeline.stages)
@@ -172,16 +172,45 @@ class _Compiler:
             self.flow: Any = StreamFlow(source, traced)
             return
         if not numbered_source(source):
-            self.flow = _parted(source, numbering, traced)
+            self.flow, self.passes, self.endless = _parted(source, numbering, traced)
             return
         found = indexed_nodes(source, placed[:numbered], final=False, numbering=dataclasses.replace(numbering))
         self.read = False
+        self.passes = found.passes
         self.reader = found.rows if found.batches is None else None
         self.endless = found.length is None
         self._pass_rows = 2 * sum(map(len, pipeline.sources)) + CHUNK if self.endless else None
         self.flow = walks.PositionsFlow(found.length, self.reader if traced else None)
         if found.batches is not None:  # a batch, made smaller by a filter, is a chunk
             self._compute([], 1)
+
+    def plan(self) -> Plan:
+        """Return the plan of the stages so far."""
+        cut, (rank, world) = self.last_cut, self._shard
+        static = cut is not None and cut.remainder != "keep" and not self.filtered and cut.size is not None
+        size = (cut.size if cut is not None else 0) or 0
+        calls = [call_of(one) for one in self._placed if one.called]
+        return Plan(
+            pipeline=self._pipeline,
+            shard=self._shard,
+            steps_per_epoch=None,
+            endless=self.endless,
+            batches=None,
+            flow=self.flow,
+            late_calls=(tuple(self.late), tuple(self.batch_calls)),
+            cut=None if self.finished else cut,
+            sent=Pipeline(self._pipeline.source, tuple(self.stages)),
+            reader=self.reader,
+            packs=self.packs,
+            paddings=self.paddings,
+            rows_per_batch=size * (rank + 1) // world - size * rank // world if static else None,
+            direct=False,
+            after=named_after(self.late),
+            last_function=named_after(calls),
+            by_row=True,
+            counted=not self.read and not any(isinstance(call.stage, st.Filter) for call in self.batch_calls),
+            lineage=self._traced,
+        )
 
     def rows(self) -> Any:
         """Return the flow of the rows in the end, computed."""
@@ -211,8 +240,7 @@ class _Compiler:
             self._computed()
             self.flow = cuts.WindowFlow(self.flow, stage, self._after(place))
         elif isinstance(stage, st.Cache):
-            counted = numbered_source(self._pipeline.source)
-            refuse_stream(one, self._placed[self._numbered] if counted else None)
+            self._kept(one, stage, place)
         else:
             raise PipelineError(
                 f"stage {one.number} {stage.label} is of no kind that can be compiled: subclass ColumnStage"
@@ -239,6 +267,7 @@ class _Compiler:
             self.flow = walks.SkipFlow(self.flow, stage.count)
         elif isinstance(stage, st.Repeat):
             self.flow, self.endless = walks.RepeatFlow(self.flow, stage.count), self.endless or stage.count is None
+            self.passes = self.passes.repeated(stage.count)
         elif isinstance(stage, st.Shuffle) and stage.window is not None and not self.flow.batched:
             self.flow = walks.WindowShuffleFlow(self.flow, stage, one.ordinal)
         elif isinstance(stage, st.Shuffle):
@@ -253,7 +282,27 @@ class _Compiler:
         self.late = [call_of(pending) for pending in self._pending]
         self._pending = []
         self.flow = cuts.CutFlow(self.flow, stage, named_after(self.late), stacks=not final)
-        self.last_cut, self.filtered = stage, False
+        self.last_cut, self.filtered, self.finished = stage, False, False
+
+    def _kept(self, one: Placed, stage: st.Cache, place: int) -> None:
+        where = f"stage {one.number} {stage.label}"
+        if self.endless:
+            raise PipelineError(f"{where} cannot keep endless rows: put repeat() behind cache()")
+        made_of = Before(self._pipeline.source, self._start.ordinal, tuple(self._placed[:place]))
+        final = self.flow.batched and place > self._last_uncut
+        shard = (self._shard if final else (0, 1)) if self.flow.batched else None
+        runs: Any = LazyStores(functools.partial(runs_of, stage, made_of, where, shard))
+        if self._traced:  # where rows come from is not kept: they are computed as if there was nothing
+            runs = NoRuns
+        if shard is None:
+            self._computed()
+            takes = next((type(each.stage) for each in self._placed[place + 1 :] if _cuts(each.stage)), None)
+            self.flow = KeptRowsFlow(self.flow, where, self.passes, takes is not st.Batch, runs)
+            return
+        if final:
+            self.flow = FinishedFlow(self.flow, shard, functools.partial(_of_plan, self.plan()))
+            self.late, self.batch_calls, self.packs, self.finished = [], [], None, True
+        self.flow = KeptBatchesFlow(self.flow, where, self.passes, runs)
 
     def _bucketed(self, one: Placed, stage: st.BucketBatch, place: int) -> None:
         source, final, after = self._pipeline.source, place > self._last_uncut, self._after(place)
@@ -270,6 +319,7 @@ class _Compiler:
             finishes = functools.partial(_finished, self.paddings, None if self.read else self.reader, after)
         self.flow = BucketFlow(self.flow, stage, bounds, lengths, finishes)
         self.late, self.last_cut, self.filtered, self.read = [], stage, False, self.read or not final
+        self.finished = False
         if not final:
             self.paddings = ()
 
@@ -321,6 +371,16 @@ def _finished(paddings: Sequence[st.PaddedBatch], reader: Any, after: str, cut: 
     if rows.columns is None and rows.items is None:
         rows = read_places(reader, rows, FreshMemory())
     return cuts.stacked(walks.Cut(rows, cut.size, cut.group), paddings[cut.group], after)
+
+
+def _of_plan(plan: Plan, cut: walks.Cut) -> Rows:
+    """Return a rank's batch with all done to it that a plan leaves to its steps."""
+    return plan.finished(Step(0, 0, cut.rows, cut.size, cut.group), FreshMemory())
+
+
+def _cuts(stage: st.Stage) -> bool:
+    """Whether a stage takes rows in a way of its own, rather than one by one."""
+    return isinstance(stage, (st.Batch, st.Window, st.Pack, st.Cache))
 
 
 def _nothing() -> tuple[Any, ...]:

@@ -24,6 +24,7 @@ from batchkit.plan.numbered import batches, nodes
 from batchkit.plan.numbered.combining import read_places, source_schema
 from batchkit.plan.ordered import walks
 from batchkit.plan.ordered.assembling import needed, origins_of, unpacked
+from batchkit.plan.ordered.caching import KeptBatchesFlow, KeptRowsFlow, kept_flows
 from batchkit.plan.ordered.chunks import ChunkPlan
 from batchkit.plan.ordered.walked import WalkedSteps, computed_here
 from batchkit.plan.rows.calls import Call, Rows, call_rows
@@ -90,6 +91,16 @@ class Plan:
         """What is computed in chunks in front of the stages that cut the batches."""
         return tuple(walks.chunk_plans(self.flow))
 
+    @functools.cached_property
+    def keeps(self) -> tuple[KeptRowsFlow | KeptBatchesFlow, ...]:
+        """The caches of what comes in order."""
+        return tuple(kept_flows(self.flow))
+
+    @property
+    def counts_what_may_fail(self) -> str | None:
+        """How messages name a cache in order that rows come to which may be left out; ``None`` if there is none."""
+        return next((kept.where for kept in self.keeps if any(walks.chunk_plans(kept.before))), None)
+
     @property
     def has_late_functions(self) -> bool:
         """Whether a user's function is called on what was cut in order."""
@@ -141,7 +152,7 @@ class Plan:
             if self.batches is not None:
                 rows = self.batches.read(step.number, step.epoch, self.shard, slots)
             else:
-                rows = self._finished(step, slots, self.late_calls[1])
+                rows = self.finished(step, slots)
             if self.direct and not rows.surplus:
                 return rows.columns
             if self.lineage:
@@ -195,6 +206,10 @@ class Plan:
         if found is None:
             raise PipelineError("the rows of this step do not say where they come from: compile(lineage=True)")
         return found if step.size is None else found.padded(step.size)
+
+    def finished(self, step: Step, slots: Any) -> Rows:
+        """Do to the rows that were cut what is left to do."""
+        return self._finished(step, slots, self.late_calls[1])
 
     def _finished(self, step: Step, slots: Any, batch_calls: Sequence[Call]) -> Rows:
         """Do to the rows that were cut what is left to do, up to these functions on batches."""

@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from batchkit import stages as st
-from batchkit import tree as tree_
 from batchkit.caching import (
     Column,
     Leaves,
     Outline,
     Store,
     Taken,
-    characters,
     joined,
     merged,
     of_columns,
     of_items,
-    text,
     to_columns,
     to_items,
 )
-from batchkit.errors import PipelineError, SchemaError, StageError
+from batchkit.errors import PipelineError, StageError
 from batchkit.plan.numbered.combining import read_kept
 from batchkit.plan.numbered.nodes import BatchesNode, Request, RowsNode, SlotPool
 from batchkit.plan.numbered.passes import Passes
@@ -36,14 +32,11 @@ from batchkit.plan.numbered.placing import Placed
 from batchkit.plan.numbered.stores import Before, LazyStores, store_of
 from batchkit.plan.rows.calls import Rows
 from batchkit.plan.rows.lineage import Lineage
-from batchkit.ragged import Ragged
-from batchkit.schema import native
+from batchkit.plan.rows.recording import SCALAR, naming, recorded_batch, restored_batch
 from batchkit.sources.stacking import split_rows
 from batchkit.stages.order import Epochs, Positions
 
-__all__ = ["CachedBatches", "CachedRows", "cached_batches", "cached_rows", "refuse_stream"]
-
-_SCALAR = np.dtype(np.int64)
+__all__ = ["CachedBatches", "CachedRows", "cached_batches", "cached_rows"]
 
 
 class Form(NamedTuple):
@@ -59,7 +52,7 @@ class CachedRows:
     """Rows that are computed once. Their addresses are kept with them, so that what is random behind stays so."""
 
     def __init__(
-        self, before: RowsNode, one: Placed, passes: Passes, form: Form, stores: LazyStores, final: bool
+        self, before: RowsNode, one: Placed, passes: Passes, form: Form, stores: LazyStores[Store], final: bool
     ) -> None:
         self.length: int | None = before.length
         self.before, self.number = before, one.number
@@ -109,7 +102,7 @@ class CachedRows:
         if not len(at) or (taken.outline is None and not store.accepts):
             return computed, None if kept is None else places
         outline, leaves = self._recorded(computed)
-        with _naming(self._where):
+        with naming(self._where):
             store.write(at[places], outline, leaves)
             if taken.outline is None:
                 return computed, None if kept is None else places
@@ -127,10 +120,10 @@ class CachedRows:
             outline, leaves = of_items(items, rows.ids, self._where)
         else:
             outline, leaves = of_columns(rows.columns)
-        addresses, columns = [rows.ids], [Column("row", _SCALAR, ())]
+        addresses, columns = [rows.ids], [Column("row", SCALAR, ())]
         if not self._passes.one:
             addresses.append(np.broadcast_to(np.asarray(rows.epochs, np.int64), rows.ids.shape))
-            columns.append(Column("epoch", _SCALAR, ()))
+            columns.append(Column("epoch", SCALAR, ()))
         whole = dataclasses.replace(outline, columns=(*columns, *outline.columns), addresses=len(columns))
         return whole, [*addresses, *leaves]
 
@@ -148,7 +141,9 @@ class CachedBatches:
     Where their rows come from is not kept: where ``traced``, it is asked of what is before, which runs its filters.
     """
 
-    def __init__(self, before: BatchesNode, one: Placed, passes: Passes, stores: LazyStores, traced: bool) -> None:
+    def __init__(
+        self, before: BatchesNode, one: Placed, passes: Passes, stores: LazyStores[Store], traced: bool
+    ) -> None:
         self.length: int | None = before.length
         self.before, self.number = before, one.number
         self._where, self._passes, self._store = _where(before, one), passes, stores
@@ -160,13 +155,13 @@ class CachedBatches:
         store = self._store(shard)
         taken = store.take(at, lambda column, *kind: slots.column((self, column), *kind))
         if taken.outline is not None:
-            rows = self._restored(taken.outline, taken.leaves)
+            rows = restored_batch(taken.outline, taken.leaves)
         else:
             mark = None if slots.guard is None else slots.guard.mark()
             rows = self.before.read(number, 0, shard, slots)
             if store.accepts and (slots.guard is None or slots.guard.mark() == mark):
-                with _naming(self._where):
-                    store.write(at, *self._recorded(rows))
+                with naming(self._where):
+                    store.write(at, *recorded_batch(rows))
         rows.epochs = self._passes.later(rows.epochs, rows.ids, epoch)
         if self._traced and rows.origins is None:
             rows.origins = self.before.origins(number, 0, shard)
@@ -181,59 +176,6 @@ class CachedBatches:
     def origins(self, number: int, epoch: int, shard: tuple[int, int]) -> Lineage:
         """Return which source rows the batch holds, as of the first epoch."""
         return self.before.origins(number, 0, shard)
-
-    def _recorded(self, rows: Rows) -> tuple[Outline, Leaves]:
-        """Return a batch as a store takes it: one row, whose leaves are the columns."""
-        columns = [Column("row", _SCALAR, (None,)), Column("epoch", _SCALAR, (None,)), Column("surplus", _SCALAR, ())]
-        leaves: Leaves = [[rows.ids], [np.atleast_1d(np.asarray(rows.epochs, np.int64))], np.array([int(rows.surplus)])]
-        parts = tree_.map_leaves(_parts_of, rows.columns)
-        found, nesting = tree_.flatten(parts)
-        for path, leaf in zip(tree_.paths(nesting), found, strict=True):
-            kind, value = "array", leaf
-            if leaf.dtype.kind in "US":
-                kind, value = "text", characters(leaf)
-            # How many rows the last batch has, is its own, and so is how wide a text is.
-            sides = (None, *value.shape[1:-1], None) if kind == "text" else (None, *value.shape[1:])
-            columns.append(Column(path, native(value.dtype), sides, kind))
-            leaves.append([value])
-        return Outline(tuple(columns), 3, nesting, "columns"), leaves
-
-    def _restored(self, outline: Outline, leaves: Leaves) -> Rows:
-        ids, epochs, surplus, *values = (
-            text(leaf[0]) if column.kind == "text" else leaf[0]
-            for column, leaf in zip(outline.columns, leaves, strict=True)
-        )
-        columns = _whole_of(tree_.unflatten(outline.nesting, values))
-        return Rows(ids, int(epochs[0]) if len(epochs) == 1 else epochs, columns, surplus=bool(surplus))
-
-
-def _parts_of(leaf: Any) -> Any:
-    if isinstance(leaf, Ragged):
-        return {_VALUES: leaf.values, _OFFSETS: leaf.offsets}
-    return leaf
-
-
-_VALUES, _OFFSETS = "ragged values", "ragged offsets"
-
-
-def _whole_of(tree: Any) -> Any:
-    if type(tree) is dict:
-        if tree.keys() == {_VALUES, _OFFSETS}:
-            return Ragged(tree[_VALUES], tree[_OFFSETS])
-        return {key: _whole_of(part) for key, part in tree.items()}
-    if isinstance(tree, tuple):
-        parts = [_whole_of(part) for part in tree]
-        return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
-    return tree
-
-
-@contextlib.contextmanager
-def _naming(where: str) -> Iterator[None]:
-    try:
-        yield
-    except SchemaError as exc:
-        exc.args = (f"{where}: {exc}",)
-        raise
 
 
 def cached_rows(
@@ -265,24 +207,6 @@ def cached_batches(before: BatchesNode, one: Placed, made_of: Before, passes: Pa
     assert isinstance(one.stage, st.Cache)
     stores = LazyStores(functools.partial(store_of, one.stage, made_of, before.length or 0, _where(before, one)))
     return CachedBatches(before, one, passes, stores, traced)
-
-
-def refuse_stream(one: Placed, behind: Placed | None) -> NoReturn:
-    """Say that rows cannot be kept because they have no numbers: those of a generator, or ``behind`` a stage.
-
-    Raises:
-        PipelineError: always.
-    """
-    where = f"stage {one.number} {one.stage.label} cannot follow "
-    if behind is None:
-        raise PipelineError(
-            f"{where}a generator: its rows have no numbers to find them by. Use from_sequence(list(...)) where the "
-            "rows fit into memory, or write them to .npy files once"
-        )
-    raise PipelineError(
-        f"{where}stage {behind.number} {behind.stage.label}: how many rows that gives depends on what is in them, so "
-        "that they have no numbers to find them by. Put cache() before it"
-    )
 
 
 def _where(before: RowsNode | BatchesNode, one: Placed) -> str:

@@ -7,19 +7,32 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from batchkit import stages as st
-from batchkit.caching import WHOLE, DiskStore, Leaves, MemoryStore, Outline, Store, Taken, identity
+from batchkit.caching import (
+    WHOLE,
+    DiskRuns,
+    DiskStore,
+    Leaves,
+    MemoryRuns,
+    MemoryStore,
+    NoRuns,
+    Outline,
+    Runs,
+    Store,
+    Taken,
+    identity,
+)
 from batchkit.caching.outline import Lease
 from batchkit.pipeline import Pipeline
 from batchkit.plan.numbered.placing import Numbering, Placed, placed_stages
-from batchkit.sources import ArraySource, Combination, RaggedSource, SequenceSource
+from batchkit.sources import ArraySource, Combination, GeneratorSource, RaggedSource, SequenceSource
 
-__all__ = ["Before", "LazyStores", "store_of", "told"]
+__all__ = ["Before", "LazyStores", "runs_of", "store_of", "told"]
 
 _MEANING = 1
 """Raised when a built-in stage comes to mean something else, so that older caches are not used any more."""
@@ -68,6 +81,8 @@ def _data(source: Any, ordinal: int) -> Any:
             done = _done(placed_stages(part, numbering))
             parts.append((name, _data(part.source, start), done))
         return type(source).__name__, source.arguments(), repr(getattr(source, "treedef", None)), parts
+    if isinstance(source, GeneratorSource):
+        return type(source).__name__, source.fn, source.kwargs, source.batched
     own = (type(source).__name__, len(source), source.fingerprint())
     if isinstance(source, SequenceSource):
         stated = isinstance(getattr(source.sequence, "_fingerprint", None), str)
@@ -125,15 +140,34 @@ def store_of(stage: st.Cache, before: Before, length: int, where: str, shard: tu
     return DiskStore(os.path.abspath(stage.path), key, length, before.labels(), where)
 
 
-class LazyStores:
+def runs_of(stage: st.Cache, before: Before, where: str, shard: tuple[int, int] | None) -> Runs:
+    """Return where a cache keeps what comes in order: rows, or with a ``shard`` a rank's batches.
+
+    Raises:
+        SourceError: it cannot be made.
+    """
+    if not stage.keeps:
+        return NoRuns()
+    if stage.path is None:
+        return MemoryRuns(stage.budget, where, "rows" if shard is None else "batches")
+    key = stage.known or before.key()
+    if shard is not None:
+        key = identity(key, shard)
+    return DiskRuns(os.path.abspath(stage.path), key, before.labels(), where)
+
+
+Kept = TypeVar("Kept")
+
+
+class LazyStores(Generic[Kept]):
     """Stores that are made when they are first needed: until then nothing is looked at or written."""
 
-    def __init__(self, make: Callable[..., Store]) -> None:
+    def __init__(self, make: Callable[..., Kept]) -> None:
         self._make = make
-        self._made: dict[tuple[Any, ...], Store] = {}
+        self._made: dict[tuple[Any, ...], Kept] = {}
         self._lock = threading.Lock()
 
-    def __call__(self, *which: Any) -> Store:
+    def __call__(self, *which: Any) -> Kept:
         store = self._made.get(which)
         if store is None:
             with self._lock:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import threading
 import weakref
@@ -13,8 +12,7 @@ from typing import Any
 from batchkit.errors import BatchkitError, StateError
 from batchkit.plan.memory import FreshMemory
 from batchkit.plan.ordered.chunks import ChunkPlan
-from batchkit.plan.ordered.walks import Cut, Feeds, Flow, State, Walk
-from batchkit.plan.rows.calls import Rows
+from batchkit.plan.ordered.walks import Feeds, Flow, State, Walk
 from batchkit.plan.step import Step
 from batchkit.tree import Tree
 
@@ -99,7 +97,8 @@ class WalkedSteps(Iterator[Step]):
                     number, self._number = self._number, self._number + 1
                     if number >= self._first and (number - self._first) % self._every == 0:
                         self.states.append(self._walk.state())
-                        return self._step(number, cut)
+                        rows, size, group, _ = cut.share(self._shard)
+                        return Step(self._epoch, number, rows, size, group)
                 raise StopIteration
             except BatchkitError as exc:
                 self.states.append(None)
@@ -109,21 +108,6 @@ class WalkedSteps(Iterator[Step]):
             finally:
                 if self._closed:
                     self._walk.close()
-
-    def _step(self, number: int, cut: Cut) -> Step:
-        """Return what a rank has of a batch; where it has no row, one that shows what rows are like."""
-        rank, world = self._shard
-        rows: Rows = cut.rows
-        if world == 1:
-            return Step(self._epoch, number, rows, cut.size, cut.group)
-        have = len(rows)
-        whole = have if cut.size is None else cut.size
-        low, high = whole * rank // world, whole * (rank + 1) // world
-        size = None if cut.size is None else -(-whole // world)  # every rank has the same shapes
-        if low >= min(high, have) and have:
-            mine = dataclasses.replace(rows.part(0, 1), surplus=True)
-            return Step(self._epoch, number, mine, size, cut.group)
-        return Step(self._epoch, number, rows.part(low, min(high, have)), size, cut.group)
 
     def close(self) -> None:
         """End what computes ahead; may be called while another thread takes a step."""

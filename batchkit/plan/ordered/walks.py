@@ -11,6 +11,7 @@ time. A state is made of whole numbers and lists; a walk that is started from it
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -58,6 +59,22 @@ class Cut(NamedTuple):
     rows: Rows
     size: int | None = None
     group: int = 0
+    shared: bool = False
+    """Whether these are the rows of one rank already."""
+
+    def share(self, shard: tuple[int, int]) -> Cut:
+        """Return what a rank has of it; where it has no row, one that shows what rows are like."""
+        rank, world = shard
+        if world == 1 or self.shared:
+            return self
+        have = len(self.rows)
+        whole = have if self.size is None else self.size
+        low, high = whole * rank // world, whole * (rank + 1) // world
+        size = None if self.size is None else -(-whole // world)  # every rank has the same shapes
+        if low >= min(high, have) and have:
+            mine = dataclasses.replace(self.rows.part(0, 1), surplus=True)
+            return Cut(mine, size, self.group, True)
+        return Cut(self.rows.part(low, min(high, have)), size, self.group, True)
 
 
 class Walk(Protocol):
