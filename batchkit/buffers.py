@@ -234,7 +234,8 @@ class Slots:
         if column.ndim == 0:  # a value of the batch rather than of its rows: nothing worth recycling
             out = self.backend.allocate((), host)
         else:
-            out = self.column(key, len(column), host, column.shape[1:], final=True)
+            # Leased by its size: a function may return another shape for every batch, and each would keep its memory.
+            out = self.column(key, column.size, host, (), final=True).reshape(column.shape)
         if host == native(dtype):
             out[...] = column
         else:

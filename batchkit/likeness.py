@@ -1,4 +1,4 @@
-"""Whether a batch looks like the first one: the same leaves, dtypes and row shapes."""
+"""Whether a batch looks like the first one: the same leaves, dtypes and, where rows are stacked, row shapes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ __all__ = ["Likeness"]
 class Likeness:
     """What the first delivered batch of a pipeline with functions looks like; later ones must, too."""
 
-    def __init__(self, host: Tree, at: tuple[int, int], varies: bool = False) -> None:
+    def __init__(self, host: Tree, at: tuple[int, int], varies: bool = False, collated: bool = False) -> None:
         leaves, self._treedef = tree_.flatten(host)
         self._varies = varies  # rows of one batch are alike, but not those of two
-        self._signature = _signature(leaves, varies)
+        self._collated = collated  # a function has made the batch, of any shape
+        self._signature = self._signed(leaves)
         self._specs = [spec_of(leaf) for leaf in leaves]
         self._at = at
 
@@ -27,10 +28,11 @@ class Likeness:
         """Compare a batch of (epoch, step) ``at``; ``after`` names the last function for the message.
 
         Raises:
-            SchemaError: it has other leaves, dtypes or row shapes; names the leaf, both, and the mend.
+            SchemaError: it has other leaves or dtypes, or other row shapes where rows are stacked; names the leaf,
+                both, and the mend.
         """
         leaves, treedef = tree_.flatten(host)
-        if treedef == self._treedef and _signature(leaves, self._varies) == self._signature:
+        if treedef == self._treedef and self._signed(leaves) == self._signature:
             return
         where = f"epoch {at[0]}, step {at[1]}"
         first = f"in epoch {self._at[0]}, step {self._at[1]}"
@@ -45,17 +47,20 @@ class Likeness:
             unlike = now_spec.shape[1:] != then_spec.shape[1:]
             if self._varies:
                 unlike = len(now_spec.shape) != len(then_spec.shape)
+            if self._collated:
+                unlike, now_spec, then_spec = False, LeafSpec(now_spec.dtype, ()), LeafSpec(then_spec.dtype, ())
             if now_spec.dtype != then_spec.dtype or unlike:
                 label, now, then = tree_.leaf_label(path), _row(now_spec), _row(then_spec)
                 mend = _mend(path, now_spec, then_spec)
                 raise SchemaError(f"{where}: {label} is {now}, but {first} it was {then}{after}. {mend}")
 
-
-def _signature(leaves: list[Any], varies: bool) -> Any:
-    return [
-        (leaf.dtype.kind if leaf.dtype.kind in "US" else leaf.dtype, leaf.ndim if varies else leaf.shape[1:])
-        for leaf in leaves
-    ]
+    def _signed(self, leaves: list[Any]) -> Any:
+        dtypes = [leaf.dtype.kind if leaf.dtype.kind in "US" else leaf.dtype for leaf in leaves]
+        if self._collated:
+            return dtypes
+        return [
+            (dtype, leaf.ndim if self._varies else leaf.shape[1:]) for dtype, leaf in zip(dtypes, leaves, strict=True)
+        ]
 
 
 def _row(spec: LeafSpec) -> LeafSpec:

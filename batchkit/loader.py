@@ -352,9 +352,11 @@ class Loader:
             left_out = self._slots.guard.pop((epoch, number))
             while self._left_out:
                 left_out = [*left_out, *self._left_out.popleft()]
-            self._ledger.add(epoch, number, len(tree_.flatten(host)[0][0]), left_out)
+            # A batch that a function has made does not say of how many rows: of a full one's, as good as always.
+            rows = self.plan.share if self.plan.collates else len(tree_.flatten(host)[0][0])
+            self._ledger.add(epoch, number, rows, left_out)
         if self._likeness is None:
-            self._likeness = Likeness(host, (epoch, number), self.plan.varies)
+            self._likeness = Likeness(host, (epoch, number), self.plan.varies, self.plan.collates)
         else:
             self._likeness.check(host, (epoch, number), self.plan.last_function)
 

@@ -159,13 +159,25 @@ class Pipeline:
         """
         return self._then(st.Window(length, stride, inside, remainder))
 
-    def batch(self, size: int, *, remainder: str = "keep") -> Pipeline:
+    def batch(self, size: int, *, remainder: str = "keep", collate: Callable[..., Any] | str | None = None) -> Pipeline:
         """Put ``size`` rows into a batch; ``remainder`` is ``"keep"``, ``"drop"`` or ``"pad"``.
 
         ``size`` counts the rows over all ranks. ``"pad"`` fills the last batch with zeros and
         adds a boolean leaf ``"mask"``, true for real rows, so that all shapes are static.
+
+        ``collate(rows) -> batch`` (a function, or its name ``"module:name"``) makes the batch itself, of the list of
+        the rows that this rank has of it: a tree of arrays of any shapes, and of other shapes in every batch. There
+        are no rows behind it, so that only ``map``, ``cast``, ``select``, ``drop``, ``rename``, ``take``, ``skip`` and
+        ``repeat`` can follow.
+
+        >>> import numpy as np
+        >>> from batchkit.plan import compile
+        >>> pipe = from_ragged({"x": np.arange(6)}, [0, 1, 3, 6])
+        >>> pipe = pipe.batch(2, collate=lambda rows: {"x": np.concatenate([row["x"] for row in rows])})
+        >>> compile(pipe).batch(0)["x"].tolist(), compile(pipe).batch(1)["x"].tolist()
+        ([0, 1, 2], [3, 4, 5])
         """
-        return self._then(st.Batch(size, remainder))
+        return self._then(st.Batch(size, remainder, collate=collate))  # type: ignore[arg-type]
 
     def padded_batch(
         self,
@@ -301,6 +313,8 @@ class Pipeline:
     def _then(self, stage: Stage) -> Pipeline:
         """Add a stage, after checking that it may stand where it would."""
         batched = self.batched
+        if self.collated and not isinstance(stage, _BEHIND_COLLATE):
+            raise _no_rows(stage, self.stages)
         if isinstance(stage, st.Batch) and batched:
             raise PipelineError(f"{stage.label} cannot follow batches: add .unbatch() before it")
         if isinstance(stage, (st.Unbatch, st.Rebatch)) and not batched:
@@ -333,11 +347,18 @@ class Pipeline:
                 batched = False
         return batched
 
+    @property
+    def collated(self) -> bool:
+        """Whether a function makes the batches that the pipeline ends in: they have no rows any more."""
+        return any(isinstance(stage, st.Batch) and stage.collate is not None for stage in self.stages)
+
     # -- reading it
 
     @property
     def schema(self) -> Tree:
         """The schema of a row at the end of the pipeline; tries the functions on the first row.
+
+        Of a batch that a function makes (``batch(collate=...)``) it is that of the batch, with all sides open.
 
         Raises:
             BatchkitError: reading the first row or one of the functions failed.
@@ -421,6 +442,20 @@ class Pipeline:
         return pipe
 
 
+_BEHIND_COLLATE = (st.Map, st.ColumnStage, st.Take, st.Skip, st.Repeat)
+
+
+def _no_rows(stage: Stage, before: Sequence[Stage]) -> PipelineError:
+    """Return the error for a stage that needs rows behind a function that has made batches of them."""
+    cut = next(one for one in before if isinstance(one, st.Batch) and one.collate is not None)
+    cuts = isinstance(stage, (st.Batch, st.Rebatch, st.Unbatch))
+    mend = f"Give {cut.verb}() the size that is wanted" if cuts else f"Put {stage.verb}() before {cut.verb}()"
+    return PipelineError(
+        f"{stage.label} cannot follow {cut.label}: its function makes the batch, which has no rows any more. {mend}. "
+        "Behind it can stand map, cast, select, drop, rename, take, skip and repeat"
+    )
+
+
 def _combines(factory: Any) -> bool:
     return isinstance(factory, type) and issubclass(factory, Combination)
 
@@ -469,8 +504,9 @@ def _named_functions(description: Mapping[str, Any]) -> Iterator[str]:
                 yield from _named_functions(part)
     for entry in description.get("stages", ()):
         for arguments in entry.values() if isinstance(entry, Mapping) else ():
-            if isinstance(arguments, Mapping) and arguments.get("fn") is not None:
-                yield str(arguments["fn"])
+            for name in ("fn", "collate") if isinstance(arguments, Mapping) else ():
+                if arguments.get(name) is not None:
+                    yield str(arguments[name])
 
 
 class _BuiltIn:

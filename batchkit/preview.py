@@ -18,7 +18,7 @@ from batchkit.schema import LeafSpec, common_schema, describe, spec_tree
 from batchkit.sources import Combination, GeneratorSource, Zip
 from batchkit.sources.stacking import normalise_row, stack_rows
 from batchkit.stages import Stage
-from batchkit.tree import Tree
+from batchkit.tree import Tree, mapped
 
 __all__ = ["Preview", "first_row", "lines", "preview"]
 
@@ -29,7 +29,7 @@ class Preview(NamedTuple):
     schema: Tree | None
     problem: BatchkitError | None = None
     columns: bool = False
-    """Whether it is behind a ``batch``."""
+    """Whether it is behind a ``batch`` that has stacked rows: not one that a function has made."""
 
 
 def preview(source: Any, stages: Iterable[Stage]) -> list[Preview]:
@@ -71,10 +71,11 @@ def _tried(source: Any, stages: list[Stage]) -> tuple[list[Preview], Tree | None
         shown.append(Preview(schema))
         if tree is None:
             return shown + [Preview(None)] * len(stages), None
-        columns = False
+        columns = collated = False
         for stage in stages:
             tree, columns = _after(stage, tree, columns)
-            shown.append(Preview(_row_schema(tree, columns), columns=columns))
+            collated = collated or (isinstance(stage, st.Batch) and stage.collate is not None)
+            shown.append(Preview(_open(tree) if collated else _row_schema(tree, columns), columns=columns))
     except BatchkitError as exc:
         return shown + [Preview(None, exc)] * (len(stages) + 1 - len(shown)), None
     return shown, tree
@@ -161,6 +162,8 @@ def _after(stage: Stage, tree: Tree, columns: bool) -> tuple[Tree, bool]:
     if isinstance(stage, st.Batch):
         if isinstance(stage, st.PaddedBatch):
             tree = padded_rows(stage, [tree], [0], "", fresh)
+        elif stage.collate is not None:
+            return _collated(stage, tree), False
         else:
             tree = stack_rows([tree], [0])
         return (st.with_mask(tree, np.ones(1, bool)) if stage.remainder == "pad" else tree), True
@@ -216,6 +219,20 @@ def _called(stage: st.FunctionStage, tree: Tree, columns: bool) -> Tree:
     except Exception as exc:
         raise StageError(f"{stage.label} failed on the first row: {type(exc).__name__}: {exc}") from exc
     return normalise_row(made, f"{stage.label}: row 0")
+
+
+def _collated(stage: st.Batch, tree: Tree) -> Tree:
+    assert stage.collate is not None
+    try:
+        made = stage.collate([tree])
+    except Exception as exc:
+        raise StageError(f"{stage.label} failed on the first row: {type(exc).__name__}: {exc}") from exc
+    return normalise_row(mapped(made), f"{stage.label}: row 0")
+
+
+def _open(tree: Tree) -> Tree:
+    """Return the schema of a batch that a function has made of the first row: all sides may be others with more."""
+    return tree_.map_leaves(lambda spec: LeafSpec(spec.dtype, (None,) * len(spec.shape)), spec_tree(tree))
 
 
 def _row_schema(tree: Tree, columns: bool) -> Tree:

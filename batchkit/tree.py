@@ -8,12 +8,12 @@ A list is a leaf: it is an array written out (``{"x": [1, 2, 3]}`` has one leaf,
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import optree
 
-__all__ = ["Tree", "TreeDef", "flatten", "joiner", "leaf_label", "map_leaves", "paths", "unflatten"]
+__all__ = ["Tree", "TreeDef", "flatten", "joiner", "leaf_label", "map_leaves", "mapped", "paths", "unflatten"]
 
 Tree: TypeAlias = Any
 """A nesting of dicts, tuples and named tuples with leaves in it."""
@@ -64,6 +64,11 @@ def map_leaves(function: Callable[[Any], Any], tree: Tree) -> Tree:
     {'a': '1', 'b': ('2',)}
     """
     return optree.tree_map(function, tree, is_leaf=_is_leaf, none_is_leaf=True)
+
+
+def mapped(tree: Any) -> Any:
+    """Return a mapping that is no dict, and so would be a leaf, as one: the batches of Hugging Face's collators."""
+    return dict(tree) if isinstance(tree, Mapping) and not isinstance(tree, dict) else tree
 
 
 @functools.lru_cache(maxsize=256)

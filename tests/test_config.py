@@ -458,7 +458,7 @@ def test_a_wrong_assignment_is_a_config_error(text: str) -> None:
         (
             {"pipeline": pipeline("shuffle", {"batch": {"size": 4, "remainderr": "drop"}})},
             "pipeline.stages[1].batch.remainderr: there is no such key; did you mean 'remainder'? "
-            "(valid: size, remainder)",
+            "(valid: size, remainder, collate)",
         ),
         ({"pipeline": pipeline({"batch": {}})}, "pipeline.stages[0].batch: the key 'size' is missing"),
         ({"pipeline": pipeline({"batch": "8"})}, "pipeline.stages[0].batch.size: should be a valid integer, not '8'"),

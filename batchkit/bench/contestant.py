@@ -183,10 +183,13 @@ def run_turn(
 
 
 def _rows(batch: Tree) -> int:
-    """Return the rows of the first leaf; flattening a batch would take longer than all else here."""
+    """Return the rows of the first leaf; flattening a batch would take longer than all else here.
+
+    A leaf without axes, which a function that makes the batch may return, counts as one.
+    """
     while isinstance(batch, (dict, tuple)):
         batch = next(iter(batch.values())) if isinstance(batch, dict) else batch[0]
-    return int(batch.shape[0])
+    return int(batch.shape[0]) if len(batch.shape) else 1
 
 
 def _finish(batch: Tree) -> None:
@@ -214,6 +217,8 @@ def _consumer(seconds: float, busy: bool) -> Callable[[], None] | None:
 def _row_bytes(loader: Loader) -> int | None:
     """Return the bytes of a row as the backend gets it; ``None`` where rows differ or are not plain bytes."""
     total = 0
+    if loader.plan.collates:
+        return None
     try:
         leaves = flatten(loader.schema)[0]
     except BatchkitError:

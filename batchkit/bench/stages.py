@@ -275,7 +275,7 @@ def _copied(rows: Rows) -> Rows:
     """Return rows of their own: a function may change what it is given."""
     columns = None if rows.columns is None else tree_.map_leaves(_copy, rows.columns)
     items = None if rows.items is None else [tree_.map_leaves(_copy, item) for item in rows.items]
-    return Rows(rows.ids, rows.epochs, columns, items, rows.surplus)
+    return Rows(rows.ids, rows.epochs, columns, items, rows.surplus, collated=rows.collated)
 
 
 def _copy(leaf: Any) -> Any:

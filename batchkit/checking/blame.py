@@ -121,7 +121,8 @@ def _cause(way: Way, pipeline: Pipeline, place: int, found: Difference, keys: An
             "ranks gives other rows then",
         )
     draws = _draws_of(pipeline, place - 1)
-    function = getattr(stage, "fn", stage)
+    called = st.function_of(stage)
+    function = stage if called is None else called
     does = _deeds(pipeline, place, keys, function) + _words(way, function)
     for what, is_random in does:
         mend = draws[0].upper() + draws[1:] if is_random else _MENDS.get(way.name, _MENDS["again"])
@@ -143,6 +144,11 @@ _MENDS = {
 def _draws_of(pipeline: Pipeline, number: int) -> str:
     if isinstance(pipeline.stages[number], st.RandomMap):
         return "draw from rng, the second argument of the function, alone"
+    if Pipeline(pipeline.source, pipeline.stages[: number + 1]).collated:
+        return (
+            "draw in random_map(fn(row, rng)) before batch(), which gives a row the same numbers every time, and let "
+            "this function use what it has drawn"
+        )
     batched = Pipeline(pipeline.source, pipeline.stages[:number]).batched
     return (
         f"use random_map(fn({'batch' if batched else 'row'}, rng)), and draw from rng: it gives a row the same numbers "
@@ -203,9 +209,10 @@ def suspicions(pipeline: Pipeline) -> list[str]:
     """Return what functions refer to that may give something else on another day."""
     notes = []
     for number, stage in enumerate(pipeline.stages):
-        if not isinstance(stage, st.FunctionStage):
+        function = st.function_of(stage)
+        if function is None:
             continue
-        said = [what for what, _ in _words(Way("again", "", lambda reference: None), stage.fn)]
+        said = [what for what, _ in _words(Way("again", "", lambda reference: None), function)]
         if said:
             notes.append(
                 f"{_where(pipeline, number)}: {'; '.join(dict.fromkeys(said))}. Nothing came of it here; see that its "
@@ -215,7 +222,7 @@ def suspicions(pipeline: Pipeline) -> list[str]:
 
 
 def _calls(pipeline: Pipeline, number: int) -> bool:
-    return isinstance(pipeline.stages[number], st.FunctionStage)
+    return st.function_of(pipeline.stages[number]) is not None
 
 
 def _where(pipeline: Pipeline, number: int) -> str:
@@ -243,5 +250,6 @@ def _source_rows(pipeline: Pipeline, place: int, found: Difference) -> tuple[int
         lineage = plan.origins(Step(*found.key))
     except BatchkitError:  # a filter on batches that fails now and then
         return found.places[:8]
-    named = [origin.row for one in found.places[:8] for origin in lineage.at(one)]
+    whole = Pipeline(pipeline.source, pipeline.stages[:place]).collated  # the batch is one thing, of all its rows
+    named = [origin.row for one in (range(lineage.rows) if whole else found.places[:8]) for origin in lineage.at(one)]
     return tuple(named[:8])

@@ -191,8 +191,10 @@ def _last_cut(pipeline: Pipeline) -> tuple[int, st.Batch]:
     """Return the last stage that cuts batches.
 
     Raises:
-        NotRunError: there is none, or the shapes of its batches depend on which rows are in them.
+        NotRunError: there is none, its batches have no rows, or their shapes depend on which rows are in them.
     """
+    if pipeline.collated:
+        raise NotRunError("a function makes the batches (collate), which have no rows to compare")
     cuts = [(number, stage) for number, stage in enumerate(pipeline.stages) if isinstance(stage, st.Batch)]
     if not cuts:
         raise NotRunError("the source cuts the batches itself")

@@ -32,7 +32,7 @@ ROWS = 32  # of a batch, where the pipeline cuts none
 
 @dataclass(frozen=True, eq=False)
 class Print:
-    """The prints of the rows of one batch: uint8 of shape (rows, 1 + leaves, bytes).
+    """The prints of the rows of one batch: uint8 of shape (rows, 1 + leaves, bytes); one where a function has made it.
 
     First the structure (names, dtypes, shapes), then the leaves one by one.
     """
@@ -55,7 +55,7 @@ def printed(pipeline: Pipeline, place: int) -> Pipeline:
     depends on what is in the rows, nothing is kept.
     """
     before = Pipeline(pipeline.source, pipeline.stages[:place])
-    pipe = before.map(_columns_print if before.batched else _row_print)
+    pipe = before.map(_batch_print if before.collated else _columns_print if before.batched else _row_print)
     size = next((stage.size for stage in pipeline.stages if isinstance(stage, st.Batch)), ROWS)
     for stage in pipeline.stages[place:]:
         if isinstance(stage, st.RandomMap):  # those behind it are numbered by it
@@ -91,6 +91,12 @@ def _row_print(row: Tree) -> Tree:
     marks[0] = _digest([f"{path}|{_kind(leaf)}".encode() for path, leaf in zip(paths, leaves, strict=True)])
     _mark(marks, [_content(leaf) for leaf in leaves])
     return marks, _names(paths)
+
+
+def _batch_print(batch: Tree) -> Tree:
+    """Return the print of a batch that a function has made: it has no rows, so that it is one as a whole."""
+    marks, names = _row_print(batch)
+    return marks[None], names[None]
 
 
 def _columns_print(columns: Tree) -> Tree:

@@ -126,7 +126,7 @@ def _source_stays(pipeline: Pipeline, keys: Sequence[Key], checks: list[Check]) 
     found: Difference | None = again.run(before)
     made = None if found is None else finding(again, before, found)
     for place in places(pipeline)[1:]:
-        if made is not None or not isinstance(pipeline.stages[place - 1], st.FunctionStage):
+        if made is not None or st.function_of(pipeline.stages[place - 1]) is None:
             continue
         prints_of(pipeline, place, keys)
         found = difference(before.prints, prints_of(pipeline, 0, keys))

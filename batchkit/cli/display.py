@@ -37,7 +37,7 @@ class _Counts:
     def __init__(self, show_every: float) -> None:
         self._every = show_every
         self._began = self._shown = time.perf_counter()
-        self.number, self.done, self.rows = 0, 0, 0
+        self.number, self.done, self.seen, self.rows = 0, 0, 0, 0
         self.total: int | None = None
 
     def begin(self, number: int, done: int, total: int | None) -> None:
@@ -46,6 +46,7 @@ class _Counts:
     def add(self, rows: int) -> bool:
         """Count a batch, and say whether it is time to show the counts."""
         self.done += 1
+        self.seen += 1
         self.rows += rows
         now = time.perf_counter()
         if now - self._shown < self._every:
@@ -54,7 +55,8 @@ class _Counts:
         return True
 
     def rate(self) -> str:
-        return f"{self.rows:,} rows, {self.rows / max(time.perf_counter() - self._began, 1e-9):,.0f} rows/s"
+        count, what = (self.rows, "rows") if self.rows else (self.seen, "batches")  # rows that are not known are none
+        return f"{count:,} {what}, {count / max(time.perf_counter() - self._began, 1e-9):,.0f} {what}/s"
 
 
 class LineDisplay:

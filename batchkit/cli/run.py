@@ -57,7 +57,7 @@ def run(
         with running(context):
             if state is not None and state.exists():
                 loader.load_state_dict(_read_state(state))
-            totals = _Totals(Digest() if digest else None, _has_mask(loader))
+            totals = _Totals(Digest() if digest else None, _has_mask(loader), loader.pipeline.collated)
             with contextlib.closing(make_display()) as display:
                 totals.iterate(loader, epochs, steps, display)
             if state is not None:
@@ -77,6 +77,7 @@ class _Totals:
 
     digest: Digest | None
     has_mask: bool
+    collated: bool
     batches: int = 0
     rows: int = 0
     epochs: int = 0
@@ -122,17 +123,18 @@ class _Totals:
     def _rows(self, batch: Tree) -> int:
         if self.has_mask and isinstance(batch, dict) and "mask" in batch:
             return int(host_array(batch["mask"], "the mask").sum())
-        return int(flatten(batch)[0][0].shape[0])
+        return 0 if self.collated else int(flatten(batch)[0][0].shape[0])
 
     def summary(self, loader: Loader) -> dict[str, Any]:
-        """Return the figures as JSON values."""
+        """Return the figures as JSON values; a batch that a function has made does not say of how many rows."""
+        known = not self.collated
         figures: dict[str, Any] = {
             "backend": loader.backend.name,
             "epochs": self.epochs,
             "batches": self.batches,
-            "rows": self.rows,
+            "rows": self.rows if known else None,
             "seconds": self.seconds,
-            "rows_per_s": self.rows / self.seconds if self.seconds else 0.0,
+            "rows_per_s": (self.rows / self.seconds if self.seconds else 0.0) if known else None,
             "time_to_first_batch_s": self.first,
             "wait_share": self.waited / self.seconds if self.seconds else 0.0,
             "interrupted": self.interrupted,
@@ -142,12 +144,12 @@ class _Totals:
 
 def _text(summary: dict[str, Any]) -> str:
     first = summary["time_to_first_batch_s"]
-    loaded = (
-        _count(summary["batches"], "batch", "es"),
-        _count(summary["rows"], "row"),
-        _count(summary["epochs"], "whole epoch"),
-    )
-    lines = [f"{', '.join(loaded)} in {summary['seconds']:.2f} s: {summary['rows_per_s']:,.0f} rows/s"]
+    loaded = [_count(summary["batches"], "batch", "es"), _count(summary["epochs"], "whole epoch")]
+    rate = ""
+    if summary["rows"] is not None:
+        loaded.insert(1, _count(summary["rows"], "row"))
+        rate = f": {summary['rows_per_s']:,.0f} rows/s"
+    lines = [f"{', '.join(loaded)} in {summary['seconds']:.2f} s{rate}"]
     if first is not None:
         lines.append(f"first batch after {first * 1e3:.1f} ms; waited for data {summary['wait_share']:.0%} of the time")
     if "digest" in summary:

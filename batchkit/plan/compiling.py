@@ -82,7 +82,7 @@ def _compile_indexed(pipeline: Pipeline, shard: tuple[int, int], placed: list[Pl
     static = static and counted
     calls = [call_of(one) for one in placed if one.called]
     touched = calls or any(isinstance(one.stage, (st.Unbatch, st.PaddedBatch, st.Window, st.Cache)) for one in placed)
-    touched = touched or isinstance(pipeline.source, Combination)
+    touched = touched or pipeline.collated or isinstance(pipeline.source, Combination)
     return Plan(
         pipeline=pipeline,
         shard=shard,

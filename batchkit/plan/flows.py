@@ -189,7 +189,7 @@ class _Compiler:
         cut, (rank, world) = self.last_cut, self._shard
         static = cut is not None and cut.remainder != "keep" and not self.filtered and cut.size is not None
         size = (cut.size if cut is not None else 0) or 0
-        calls = [call_of(one) for one in self._placed if one.called]
+        calls = [call_of(one) for one in self._placed if one.called or st.function_of(one.stage) is not None]
         return Plan(
             pipeline=self._pipeline,
             shard=self._shard,
@@ -296,8 +296,9 @@ class _Compiler:
             runs = NoRuns
         if shard is None:
             self._computed()
-            takes = next((type(each.stage) for each in self._placed[place + 1 :] if _cuts(each.stage)), None)
-            self.flow = KeptRowsFlow(self.flow, where, self.passes, takes is not st.Batch, runs)
+            takes = next((each.stage for each in self._placed[place + 1 :] if _cuts(each.stage)), None)
+            by_item = type(takes) is not st.Batch or takes.collate is not None
+            self.flow = KeptRowsFlow(self.flow, where, self.passes, by_item, runs)
             return
         if final:
             self.flow = FinishedFlow(self.flow, shard, functools.partial(_of_plan, self.plan()))

@@ -104,12 +104,27 @@ class Plan:
     @property
     def has_late_functions(self) -> bool:
         """Whether a user's function is called on what was cut in order."""
+        if self.cut is not None and self.cut.collate is not None:
+            return True
         return any(isinstance(call.stage, st.FunctionStage) for calls in self.late_calls for call in calls)
 
     @property
     def has_functions(self) -> bool:
         """Whether a user's function is called."""
-        return any(isinstance(stage, st.FunctionStage) for stage in self.pipeline.all_stages)
+        return any(st.function_of(stage) is not None for stage in self.pipeline.all_stages)
+
+    @functools.cached_property
+    def collates(self) -> bool:
+        """Whether a user's function makes the batches, so that nothing is known of their shapes."""
+        return self.pipeline.collated
+
+    @functools.cached_property
+    def share(self) -> int:
+        """How many rows of a full batch this rank has; 0 where no stage cuts batches of one size."""
+        rank, world = self.shard
+        cuts = [stage for stage in self.pipeline.stages if isinstance(stage, (st.Batch, st.Rebatch))]
+        size = (cuts[-1].size if cuts else 0) or 0
+        return size * (rank + 1) // world - size * rank // world
 
     @property
     def varies(self) -> bool:
@@ -245,7 +260,8 @@ class Plan:
     def cut_rows(self, rows: Rows, group: int, slots: Any) -> Rows:
         """Return the rows of a step as columns, filled up as the stage that cut them says."""
         assert self.cut is not None
-        return cut_rows(self.paddings[group] if self.paddings else self.cut, rows, self.after, slots.column)
+        stage = self.paddings[group] if self.paddings else self.cut
+        return cut_rows(stage, rows, self.after, slots.column, self.last_batch)
 
     @functools.cached_property
     def cuts_at(self) -> int:
@@ -267,7 +283,7 @@ class Plan:
         if any(isinstance(leaf, Ragged) for leaf in leaves):
             refuse_ragged(rows.columns, "a batch")
         if rows.surplus:
-            leaves = [leaf[:0] for leaf in leaves]
+            leaves = [leaf[:0] if leaf.ndim else leaf for leaf in leaves]
         paths = tree_.paths(treedef)
         for index, path in enumerate(paths):
             leaves[index] = slots.ready(path, leaves[index], (path, "ready"))
@@ -326,6 +342,9 @@ class Plan:
         specs = []
         for path, leaf in zip(tree_.paths(treedef), leaves, strict=True):
             spec = spec_of(leaf)
+            if self.collates:
+                specs.append(LeafSpec(spec.dtype, (None,) * leaf.ndim))
+                continue
             row = tuple([None] * (leaf.ndim - 1)) if self.varies else spec.shape[1:]
             rows = None if self.lineage and "lineage" in path.split("/")[:1] else self.rows_per_batch
             specs.append(LeafSpec(spec.dtype, (rows, *row)))

@@ -41,6 +41,12 @@ def static_shapes(plan: Plan) -> tuple[Tree, ...]:
     for one in behind:
         if isinstance(one.stage, st.Filter):
             raise _varies(one, "leaves rows out of batches", "Filter in front of the last batch()")
+    if plan.collates:
+        raise _varies(
+            cut,
+            "leaves the shapes of a batch to its function",
+            "Use padded_batch(length=...) or bucket_batch()",
+        )
     row = first_row(plan.pipeline.source, [one.stage for one in placed[: cuts[-1]]])
     if row is None:
         raise SchemaError("there is no first row to look at, so that the shapes of batches are not known")

@@ -53,9 +53,10 @@ class Combination:
                     "from_arrays(), say"
                 )
             if part.batched:
+                mend = "" if part.collated else ", or add .unbatch() to it"
                 raise PipelineError(
                     f"{self.kind}(): part {name} ends in batches, and rows are combined: leave its batch() out and "
-                    f"batch behind {self.kind}(), or add .unbatch() to it"
+                    f"batch behind {self.kind}(){mend}"
                 )
 
     @property

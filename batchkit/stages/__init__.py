@@ -9,7 +9,7 @@ from batchkit.stages.caching import Cache
 from batchkit.stages.columns import Cast, Drop, Rename, Select
 from batchkit.stages.cut import Batch, Chunk, PaddedBatch, Rebatch, Unbatch, Window, with_mask
 from batchkit.stages.order import OrderStage, Repeat, Shuffle, Skip, Take
-from batchkit.stages.rows import RANDOM_MAP, Filter, FlatMap, FunctionStage, Map, RandomMap
+from batchkit.stages.rows import RANDOM_MAP, Filter, FlatMap, FunctionStage, Map, RandomMap, function_of
 from batchkit.stages.sequences import BucketBatch, Pack, RowLengths
 from batchkit.stages.stage import ColumnStage, Stage
 
@@ -42,6 +42,7 @@ __all__ = [
     "Take",
     "Unbatch",
     "Window",
+    "function_of",
     "with_mask",
 ]
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from batchkit.errors import PipelineError, PipelineTypeError, SchemaError, nearest
+from batchkit.functions import describe_function, exportable_name, resolve_function
 from batchkit.stages.stage import Stage, at_least
 from batchkit.tree import Tree
 
@@ -21,15 +22,43 @@ class Batch(Stage):
 
     ``remainder`` says what becomes of a last, smaller batch: kept as it is, dropped, or
     padded with zeros to ``size`` rows, with a boolean leaf ``"mask"`` that is false there.
+    ``collate``, if given, is a function (or its name ``"module:name"``) that makes the batch of the list of its rows.
     """
 
     verb: ClassVar[str] = "batch"
     size: int
     remainder: str = "keep"
+    collate: Callable[..., Any] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         at_least(self.size, "batch(size)", 1)
         _check_remainder("batch", self.remainder)
+        if isinstance(self.collate, str):
+            object.__setattr__(self, "collate", resolve_function(self.collate, "batch(collate)"))
+        if self.collate is None:
+            return
+        if not callable(self.collate):
+            raise PipelineTypeError(
+                f"batch(collate) must be a function or its name 'module:name', not a {type(self.collate).__name__}"
+            )
+        if self.remainder == "pad":
+            raise PipelineError(
+                "batch(collate) has a function that makes the whole batch, so that remainder='pad' has no rows to fill "
+                "up. Fill up in the function, and use remainder='drop' where every batch needs as many rows"
+            )
+
+    @property
+    def label(self) -> str:
+        if self.collate is None:
+            return super().label
+        remainder = "" if self.remainder == "keep" else f", remainder={self.remainder!r}"
+        return f"{self.verb}(size={self.size}{remainder}, collate={describe_function(self.collate)})"
+
+    def arguments(self) -> dict[str, Any]:
+        if self.collate is None:
+            return super().arguments()
+        name = exportable_name(self.collate, "the function of batch(collate)")
+        return {**super().arguments(), "collate": name}
 
     def batches(self, rows: int | None) -> int | None:
         """Return how many batches ``rows`` rows make (``None``: endless)."""
@@ -49,6 +78,7 @@ class PaddedBatch(Batch):
     """
 
     verb: ClassVar[str] = "padded_batch"
+    collate: ClassVar[None] = None  # type: ignore[misc]  # it fills rows up itself: an option less
     length: Any = None
     multiple_of: int = 1
     pad_value: Any = 0

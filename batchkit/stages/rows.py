@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 
 from batchkit.errors import PipelineError, PipelineTypeError
 from batchkit.functions import describe_function, exportable_name, resolve_function
+from batchkit.stages.cut import Batch
 from batchkit.stages.stage import Stage, at_least
 
-__all__ = ["RANDOM_MAP", "Filter", "FlatMap", "FunctionStage", "Map", "RandomMap"]
+__all__ = ["RANDOM_MAP", "Filter", "FlatMap", "FunctionStage", "Map", "RandomMap", "function_of"]
 
 RANDOM_MAP = 2
 """The first word of a random map's key; shuffles have another."""
@@ -89,3 +90,10 @@ class FlatMap(FunctionStage):
     """``fn(row) -> rows``: any number of rows, none too, in the place of each."""
 
     verb: ClassVar[str] = "flat_map"
+
+
+def function_of(stage: Stage) -> Callable[..., Any] | None:
+    """Return the user's function that a stage calls with rows or columns; ``None`` where it calls none."""
+    if isinstance(stage, FunctionStage):
+        return stage.fn
+    return stage.collate if isinstance(stage, Batch) else None

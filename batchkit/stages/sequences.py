@@ -119,6 +119,7 @@ class BucketBatch(Batch):
     """
 
     verb: ClassVar[str] = "bucket_batch"
+    collate: ClassVar[None] = None  # type: ignore[misc]  # it fills rows up itself: an option less
     # Rows over all ranks; there is none where max_tokens decides.
     size: int | None = None  # type: ignore[assignment]
     boundaries: Any = field(kw_only=True)

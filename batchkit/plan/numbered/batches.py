@@ -37,7 +37,7 @@ class CutRows:
         self.rows = before.length
         self.size = stage.size
         self.pads = stage.remainder == "pad"
-        self._fills = isinstance(stage, st.PaddedBatch)
+        self._makes = isinstance(stage, st.PaddedBatch) or stage.collate is not None
         self.drops = stage.remainder == "drop"
         self.last = False
         """Whether nothing is done to the batch any more."""
@@ -47,8 +47,8 @@ class CutRows:
     def read(self, number: int, epoch: int, shard: tuple[int, int], slots: SlotPool) -> Rows:
         positions, padded, surplus = self._cut(number, shard)
         rows = self._told(positions, epoch, slots) if self._traced else self.before.read(positions, epoch, slots)
-        if rows.items is not None or self._fills:
-            rows = cut_rows(self.stage, rows, self._after, self._lease(slots))
+        if rows.items is not None or self._makes:
+            rows = cut_rows(self.stage, rows, self._after, self._lease(slots), self.number)
         if self.pads:
             rows = pad_columns(none_of(rows) if surplus else rows, padded)
         else:

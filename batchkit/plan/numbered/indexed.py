@@ -69,7 +69,10 @@ def indexed_nodes(
     """
     combined = isinstance(source, Combination)
     untouched = not combined and not any(
-        one.called or isinstance(one.stage, (st.Unbatch, st.PaddedBatch, st.Window, st.Cache)) for one in placed
+        one.called
+        or isinstance(one.stage, (st.Unbatch, st.PaddedBatch, st.Window, st.Cache))
+        or st.function_of(one.stage) is not None
+        for one in placed
     )
     whole = final and _whole(source, placed)
     made = source_nodes(source, numbering or Numbering(), final and untouched and not hasattr(source, "read"), whole)
@@ -122,6 +125,8 @@ def _add(made: Indexed, one: Placed) -> None:
         if isinstance(stage, st.PaddedBatch):
             nodes.only_filled_up(made.rows)
         made.batches = made.cut = batches.CutRows(made.rows, stage, number, after(made.uncut), made.traced)
+        if stage.collate is not None:
+            made.last = [call_of(one)]
         made.uncut, made.reordered = [], False
     elif isinstance(stage, st.Unbatch):
         assert made.cut is not None
@@ -174,5 +179,7 @@ def _whole(source: Any, placed: Sequence[Placed]) -> bool:
     inner = [stage for part in getattr(source, "parts", ()) for stage in part.all_stages]
     before = [*inner, *(one.stage for one in placed[:cut])]
     if any(isinstance(stage, (st.FunctionStage, st.Window, st.Unbatch, st.Cache)) for stage in before):
+        return False
+    if any(isinstance(one.stage, st.Batch) and one.stage.collate is not None for one in placed):
         return False
     return not any(isinstance(one.stage, (st.Unbatch, st.Cache)) for one in placed)

@@ -74,7 +74,7 @@ def call_of(placed: Placed) -> Call:
 
 def named_after(calls: Sequence[Call]) -> str:
     """Return how a message names the last function that rows went through; empty without one."""
-    functions = [call for call in calls if isinstance(call.stage, st.FunctionStage)]
+    functions = [call for call in calls if st.function_of(call.stage) is not None]
     return after(functions[-1:])
 
 

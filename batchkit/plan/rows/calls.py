@@ -25,7 +25,7 @@ from batchkit.sources.stacking import split_rows
 from batchkit.stages.order import Epochs
 from batchkit.tree import Tree
 
-__all__ = ["Call", "Rows", "call_columns", "call_rows", "chosen_rows"]
+__all__ = ["Call", "Rows", "call_columns", "call_rows", "chosen_rows", "collated"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,9 @@ class Call:
         stage = self.stage
         if isinstance(stage, st.FunctionStage):
             return functools.partial(stage.fn, **stage.kwargs) if stage.kwargs else stage.fn
+        if isinstance(stage, st.Batch):
+            assert stage.collate is not None
+            return stage.collate
         return stage.apply  # type: ignore[attr-defined,no-any-return]
 
 
@@ -69,6 +72,8 @@ class Rows:
     segments: Rows | None = None
     origins: Lineage | None = None
     """The source rows that each is made of, where that is wanted; of packed ones, what ``segments`` say."""
+    collated: bool = False
+    """Whether a function has made the columns of all rows together, so that they have no axis of rows."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -196,21 +201,39 @@ def _called_rows(items: list[Tree], rows: Rows, calls: Sequence[Call], sheet: Sh
 def call_columns(columns: Tree, rows: Rows, calls: Sequence[Call], sheet: Sheet | None = None) -> Tree:
     """Apply batch stages to the columns of ``rows``."""
     for call in calls:
-        columns = _apply(call, columns, rows)
+        given = roots(columns) if isinstance(call.stage, st.FunctionStage) else set()
+        columns = _apply(call, columns, rows, given)
         if sheet is not None:
             sheet.columns(call.number, columns)
     return columns
 
 
-def _apply(call: Call, columns: Tree, rows: Rows) -> Tree:
+def collated(call: Call, rows: Rows) -> Rows:
+    """Have a function make the batch of the list of its rows.
+
+    Raises:
+        StageError: it failed, or returned what is no batch; names the stage and the rows.
+    """
+    given = set() if rows.columns is None else roots(rows.columns)
+    # Collators take keys out of the rows they are given, and a row may come twice (flat_map), or once more (a retry).
+    items = split_rows(rows.columns) if rows.items is None else rows.items
+    items = [dict(item) if type(item) is dict else item for item in items]
+    made = Rows(rows.ids, rows.epochs, subs=rows.subs, collated=True, origins=rows.origins)
+    made.columns = _apply(call, items, made, given)
+    return made
+
+
+def _apply(call: Call, columns: Any, rows: Rows, given: set[int]) -> Tree:
+    """Call a function with columns, or where it makes the batch with a list of rows."""
     stage = call.stage
-    given = roots(columns) if isinstance(stage, st.FunctionStage) else set()
     try:
         # What a function returns is taken apart at once, so that nothing here refers to it besides the leaves.
         if isinstance(stage, st.RandomMap):
             leaves, treedef = tree_.flatten(call.function(columns, RowRandom(call.key, rows.epochs, rows.addresses)))
         elif isinstance(stage, st.FunctionStage):
             leaves, treedef = tree_.flatten(call.function(columns))
+        elif isinstance(stage, st.Batch):
+            leaves, treedef = tree_.flatten(tree_.mapped(call.function(columns)))
         else:
             return call.function(columns)
     except BatchkitError as exc:
@@ -227,9 +250,13 @@ def _apply(call: Call, columns: Tree, rows: Rows) -> Tree:
 
 
 def _check_column(leaves: list[Any], index: int, path: str, call: Call, rows: Rows) -> None:
-    """Make sure that a leaf is an array with as many rows as the function was given."""
+    """Make sure that a leaf is an array, with as many rows as the function was given if it was given columns."""
     label = tree_.leaf_label(path)
     leaves[index] = array = as_leaf(leaves[index], f"{call.where}: {label}")
+    if rows.collated:
+        if isinstance(array, Ragged):
+            raise StageError(f"{call.where}: {label} is ragged, which no framework takes. Fill it up in the function")
+        return
     if array.ndim == 0 or len(array) != len(rows.ids):
         has = "is zero-dimensional" if array.ndim == 0 else f"has {len(array)} rows"
         raise StageError(

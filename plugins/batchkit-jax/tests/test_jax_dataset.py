@@ -107,3 +107,17 @@ def test_padded_batches_compile_a_jitted_step_once() -> None:
         sums = [float(total(batch)) for _ in range(2) for batch in loader]
     assert total._cache_size() == 1
     assert sum(sums) == 2 * X.sum()
+
+
+def test_batches_that_a_function_has_made_may_have_any_shapes() -> None:
+    def made(rows: list[Any]) -> Any:
+        return {"x": np.stack([row["x"] for row in rows]).T[: len(rows) // 4], "rows": len(rows)}
+
+    with bk.Loader(bk.from_arrays({"x": X}).batch(8, collate=made), backend="jax") as loader:
+        found = list(loader.as_dataset())
+    assert [batch["x"].tolist() for batch in found] == [
+        X[:8].T[:2].tolist(),
+        X[8:16].T[:2].tolist(),
+        X[16:].T[:1].tolist(),
+    ]
+    assert [(batch["rows"].shape, int(batch["rows"])) for batch in found] == [((), 8), ((), 8), ((), 4)]

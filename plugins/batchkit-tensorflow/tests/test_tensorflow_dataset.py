@@ -279,3 +279,16 @@ def test_operations_behind_it_do_not_write_to_what_others_read() -> None:
     for batch in dataset.map(lambda batch: tf.nn.relu(-(batch["table"] + 1.0) * 2.0)):
         assert float(tf.reduce_sum(batch)) == 0
     assert (table == 1).all()
+
+
+def test_a_batch_that_a_function_has_made_has_unknown_sides_and_scalars() -> None:
+    def made(rows: list[Any]) -> Any:
+        return {"x": np.zeros((len(rows), 1 + rows[0]["y"] % 5), np.float32), "sum": sum(int(row["y"]) for row in rows)}
+
+    pipe = bk.from_arrays({"y": Y}).batch(32, collate=made)
+    dataset = bk.Loader(pipe, backend="tensorflow").as_dataset()
+    assert dataset.element_spec["x"].shape.as_list() == [None, None]
+    assert dataset.element_spec["sum"] == tf.TensorSpec((), tf.int64)
+    runs = [Y[start : start + 32] for start in range(0, ROWS, 32)]
+    found = [(tuple(batch["x"].shape), int(batch["sum"])) for batch in dataset]
+    assert found == [((len(run), 1 + int(run[0]) % 5), int(run.sum())) for run in runs]

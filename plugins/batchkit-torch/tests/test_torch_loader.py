@@ -97,3 +97,17 @@ def test_what_torch_has_not_is_refused_before_any_data_is_read(leaf: np.ndarray[
 def test_an_unknown_device_is_refused_with_those_there_are() -> None:
     with pytest.raises(bk.BackendError, match=r"no device 'cuda:99'.*'cpu'"):
         bk.Loader(bk.from_arrays(np.zeros(8)).batch(4), backend="torch", device="cuda:99")
+
+
+@pytest.mark.parametrize("executor", ["inline", "threads", "processes"])
+def test_a_function_may_make_the_batch_of_tensors_as_collate_fn_does(executor: str) -> None:
+    def padded(rows: list[Any]) -> Any:
+        found = [torch.from_numpy(row["x"]) for row in rows]
+        x = torch.nn.utils.rnn.pad_sequence(found, batch_first=True, padding_value=-1)
+        return {"x": x, "longest": x.shape[1]}
+
+    pipe = bk.from_ragged({"x": np.arange(10)}, [0, 1, 3, 6, 10]).batch(2, collate=padded)
+    with bk.Loader(pipe, backend="torch", executor=executor) as loader:
+        found = [(batch["x"].tolist(), batch["longest"]) for batch in loader]
+    assert [x for x, _ in found] == [[[0, -1], [1, 2]], [[3, 4, 5, -1], [6, 7, 8, 9]]]
+    assert [(longest.shape, int(longest)) for _, longest in found] == [((), 2), ((), 4)]
