@@ -14,7 +14,7 @@ from batchkit.tree import Tree
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Backend", "NumpyBackend", "Putter", "Stager", "aligned_empty"]
+__all__ = ["Backend", "NumpyBackend", "Putter", "Stager", "aligned_empty", "row_count"]
 
 
 @runtime_checkable
@@ -135,3 +135,28 @@ class NumpyBackend:
     def as_dataset(self, loader: Any) -> Iterable[Any]:
         """Return the loader: a NumPy user's data set is anything that can be iterated again."""
         return loader  # type: ignore[no-any-return]
+
+
+def row_count(batch: Tree) -> int:
+    """Return how many rows a batch has that a backend has put: those of its first leaf, an array of any framework.
+
+    One without axes, which a function that makes the batch may return, counts as one.
+
+    Raises:
+        BackendError: there is no leaf, or it is nothing that has a length.
+
+    >>> row_count({"x": np.zeros((3, 2))}), row_count(([1.0, 2.0],))
+    (3, 2)
+    """
+    leaf = batch
+    while isinstance(leaf, (dict, tuple)):  # flattening a batch would take longer than a cheap step
+        leaf = next(iter(leaf.values() if isinstance(leaf, dict) else leaf), None)
+    shape = getattr(leaf, "shape", None)
+    try:
+        return len(leaf) if shape is None else int(shape[0]) if len(shape) else 1
+    except (TypeError, IndexError) as exc:
+        what = "without a leaf" if leaf is None else f"whose first leaf, a {type(leaf).__name__}, has no rows"
+        raise BackendError(
+            f"the backend gave a batch {what}. Its put() must return the nesting that it was given, with an array "
+            "or a list for every column"
+        ) from exc

@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import ParamSpec
 
+from batchkit.errors import PipelineTypeError
 from batchkit.pipeline import Pipeline
 from batchkit.sources import Concat, Interleave, Mix, Zip
 from batchkit.tree import Tree
 
 __all__ = ["concat", "interleave", "mix", "zip"]
 
+P = ParamSpec("P")
 
+
+def _of_a_list(verb: Callable[P, Pipeline]) -> Callable[P, Pipeline]:
+    """Return a verb that says so where it is given pipelines one by one."""
+
+    @functools.wraps(verb)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> Pipeline:
+        name = verb.__name__
+        more = [*args[1:], *(given for key, given in kwargs.items() if key != "pipelines")]
+        if any(isinstance(given, Pipeline) for given in more):
+            raise PipelineTypeError(f"{name}() takes its pipelines as one argument: give a list, bk.{name}([a, b])")
+        return verb(*args, **kwargs)
+
+    return checked
+
+
+@_of_a_list
 def concat(pipelines: Sequence[Pipeline]) -> Pipeline:
     """All rows of the first pipeline, then all of the second one, and so on.
 
@@ -25,6 +45,7 @@ def concat(pipelines: Sequence[Pipeline]) -> Pipeline:
     return Pipeline(Concat(pipelines))
 
 
+@_of_a_list
 def zip(pipelines: Tree, stop: str = "error") -> Pipeline:
     """Row ``i`` is the tree of rows ``i``: a dict, tuple, list or any nesting of pipelines.
 
@@ -42,6 +63,7 @@ def zip(pipelines: Tree, stop: str = "error") -> Pipeline:
     return Pipeline(Zip(pipelines, stop))
 
 
+@_of_a_list
 def interleave(pipelines: Sequence[Pipeline], block: int = 1) -> Pipeline:
     """``block`` rows of each pipeline in turn; one that has ended is passed over.
 
@@ -56,6 +78,7 @@ def interleave(pipelines: Sequence[Pipeline], block: int = 1) -> Pipeline:
     return Pipeline(Interleave(pipelines, block))
 
 
+@_of_a_list
 def mix(
     pipelines: Sequence[Pipeline] | Mapping[str, Pipeline],
     weights: Sequence[float] | Mapping[str, float] | None = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from batchkit import tree as tree_
-from batchkit.casting import cast_mend
+from batchkit.casting import alike_mend
 from batchkit.errors import SchemaError
 from batchkit.schema import LeafSpec, spec_of
 from batchkit.tree import Tree
@@ -70,4 +70,4 @@ def _row(spec: LeafSpec) -> LeafSpec:
 def _mend(path: str, now: LeafSpec, then: LeafSpec) -> str:
     if now.shape[1:] != then.shape[1:]:
         return "Bring all rows to one shape (pad or crop them) in a map() before batch()"
-    return f"Return {then.dtype.name}, or add {cast_mend(path, then.dtype)}"
+    return alike_mend(path, then.dtype, now.dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import threading
+import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,8 +20,9 @@ from batchkit.errors import BackendError, PipelineError, PipelineTypeError, Stat
 from batchkit.executors import AutoExecutor, Executor, InlineExecutor, Run, Setting
 from batchkit.iteration import BatchIterator, Cursor, Delivery, Work
 from batchkit.likeness import Likeness
+from batchkit.peers import known_options, option_hint
 from batchkit.pipeline import Pipeline
-from batchkit.plan import ChunkPlan, Feeds, Plan, Step, compile, static_shapes
+from batchkit.plan import ChunkPlan, Feeds, Plan, Step, compile, empty_slices, static_shapes
 from batchkit.plugins import Plugins, installed
 from batchkit.report import Statistics, stage_names, text
 from batchkit.resources import size_in_bytes
@@ -49,8 +51,8 @@ class Loader:
         device: the framework's device, or its name; the backend's default without it.
         executor: ``"auto"``: what the first steps show to be the fastest, or with a number of workers
             ``"threads"``; or ``"threads"``, ``"processes"``, ``"inline"``, another's name, an Executor object.
-        workers: how many workers the executor has; ``"auto"``: what the first steps show to be the
-            fastest with ``"auto"`` and ``"threads"``, else one a core.
+        workers: how many workers the executor has (``"inline"`` has none); ``"auto"``: what the first steps show
+            to be the fastest with ``"auto"`` and ``"threads"``, else one a core.
         prefetch: how many finished batches may wait for the caller, besides one a worker; ``"auto"``:
             chosen together with the workers, else 2.
         memory_limit: how much memory batches in flight may take where workers are chosen: bytes, or text
@@ -68,13 +70,14 @@ class Loader:
         lineage: whether every batch says which source rows it holds: a leaf ``"lineage"`` (of a batch that is no dict:
             a last part) of int64 vectors ``place`` (row of the batch), ``source`` (0 unless pipelines are combined),
             ``row`` and ``epoch`` (the pass over the source), one entry for each source row.
-        plugins: local plugins, by file (``"./my_plugin.py"``) or module name.
+        plugins: local plugins, by file (``"./my_plugin.py"``) or module name; one, or several.
 
     Raises:
         PipelineError: the pipeline or an option is not valid.
         BackendError: there is no such backend or device, or it cannot take a leaf's dtype.
     """
 
+    @known_options
     def __init__(
         self,
         pipeline: Pipeline,
@@ -91,7 +94,7 @@ class Loader:
         timeout: float | None = None,
         on_error: str | Skip | Mapping[str, Any] = "raise",
         lineage: bool = False,
-        plugins: Sequence[str] | Plugins = (),
+        plugins: str | Sequence[str] | Plugins = (),
     ) -> None:
         self._options: dict[str, Any] = {
             "backend": backend,
@@ -117,6 +120,7 @@ class Loader:
         if not isinstance(lineage, bool):
             raise PipelineTypeError(f"lineage must be True or False, not {lineage!r}")
         self.plan: Plan = compile(pipeline, shard, lineage)
+        _warn_of_empty_slices(self.plan)
         known = plugins if isinstance(plugins, Plugins) else installed().with_local(plugins) if plugins else installed()
         self.backend: Backend = known.backend(backend) if isinstance(backend, str) else _checked_backend(backend)
         self.device = self.backend.device(device)
@@ -410,10 +414,15 @@ class Loader:
         return Slots(self.backend, self._options["narrow"])
 
     def replicate(self, **changes: Any) -> Loader:
-        """Return a new loader of the same pipeline and options, some of them changed, at epoch 0."""
+        """Return a new loader of the same pipeline and options, some of them changed, at epoch 0.
+
+        With ``executor="inline"`` it has no workers.
+        """
         for name in changes:
             if name not in self._options:
-                raise PipelineError(f"a loader has no option {name!r}{nearest(name, list(self._options))}")
+                raise PipelineError(f"Loader has no option {name!r}{option_hint(name, self._options)}")
+        if changes.get("executor") == "inline":
+            changes.setdefault("workers", "auto")
         return Loader(self.pipeline, **{**self._options, **changes})
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -466,6 +475,12 @@ class Loader:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _warn_of_empty_slices(plan: Plan) -> None:
+    told = empty_slices(plan)
+    if told is not None:
+        warnings.warn(told, UserWarning, stacklevel=4)
 
 
 def _staged(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -91,13 +92,17 @@ class _Padding:
         sides = self._target(path, (int(lengths.max(initial=0)), *leaf.values.shape[1:]), lambda row: int(lengths[row]))
         dtype = native(leaf.dtype)
         fill = fill_value(self._stage.value(path), dtype, path, "padded_batch")
-        out = self._lease((path, "padded"), len(leaf), dtype, sides)
+        out = self._leased(path, len(leaf), dtype, sides)
         if sides[1:] == leaf.values.shape[1:]:
             return leaf.padded(sides[0], fill, out)
         out[...] = fill
         for place, values in enumerate(leaf):
             out[_corner(place, values.shape)] = values
         return out
+
+    def _leased(self, path: str, rows: int, dtype: np.dtype[Any], sides: tuple[int, ...]) -> npt.NDArray[Any]:
+        """Return memory for a leaf. It is leased by its size, as each width would keep memory of its own."""
+        return self._lease((path, "padded"), rows * math.prod(sides), dtype, ()).reshape(rows, *sides)
 
     def stacked(self, items: Sequence[Tree]) -> Tree:
         """Return rows as columns."""
@@ -130,7 +135,7 @@ class _Padding:
         longest = tuple(max(sizes) for sizes in zip(*(array.shape for array in arrays), strict=True))
         sides = self._target(path, longest, lambda row: arrays[row].shape)
         dtype = native(np.result_type(*{array.dtype for array in arrays}))  # of text, the longest
-        out = self._lease((path, "padded"), len(arrays), dtype, sides)
+        out = self._leased(path, len(arrays), dtype, sides)
         out[...] = fill_value(self._stage.value(path), dtype, path, "padded_batch")
         for place, array in enumerate(arrays):
             out[_corner(place, array.shape)] = array

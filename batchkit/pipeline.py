@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from batchkit import stages as st
 from batchkit.errors import CacheWarning, ConfigError, PipelineError, PipelineTypeError, UnknownNameError, nearest
+from batchkit.functions import describe_function
+from batchkit.peers import verb_hint
 from batchkit.preview import lines, preview
 from batchkit.sources import (
     SOURCES,
@@ -109,9 +112,11 @@ class Pipeline:
     def random_map(self, fn: Callable[..., Any] | str, *, seed: int = 0, **kwargs: Any) -> Pipeline:
         """Apply ``fn(row, rng, **kwargs)``, or behind ``batch`` ``fn(columns, rng, **kwargs)``.
 
-        Behind ``batch``, every draw of ``rng`` gives one value a row. The numbers depend on
-        (seed, epoch, stage, row) alone, so that a row is treated alike at any batch size,
-        worker count and number of ranks.
+        Behind ``batch``, every draw of ``rng`` gives one value a row, and ``size`` is what each row gets: noise for
+        a leaf is ``rng.normal(size=columns["x"].shape[1:])``. The numbers depend on (seed, epoch, stage, row)
+        alone, so that a row is treated alike at any batch size, worker count and number of ranks. Draws:
+        ``random uniform normal standard_normal integers bernoulli choice``; ``rng.generator()``, behind ``batch``
+        ``rng.generator(i)`` for row ``i``, is NumPy's own generator.
         """
         return self._then(st.RandomMap(fn, kwargs, seed))  # type: ignore[arg-type]
 
@@ -298,11 +303,17 @@ class Pipeline:
 
     def rename(self, names: Mapping[str, str] | None = None, /, **more: str) -> Pipeline:
         """Give leaves other names: ``rename(old="new")`` or ``rename({"meta/id": "uid"})``."""
-        return self._then(st.Rename({**(names or {}), **more}))
+        return self._then(st.Rename(_merged(names, more, "rename({'old': 'new'}), or rename(old='new')")))
 
     def cast(self, dtypes: Mapping[str, Any] | None = None, /, **more: Any) -> Pipeline:
-        """Convert leaves: ``cast(image="float32")``. A value that does not fit is an error."""
-        return self._then(st.Cast({**(dtypes or {}), **more}))
+        """Convert leaves: ``cast(image="float32")``; a name of NumPy's, or a dtype of NumPy's or a framework's.
+
+        Rounded, as NumPy does it: floats to fewer bits, integers and times to the nearest float, times to a
+        coarser unit; fractions are cut off where the leaf becomes integers. Everything that is not 0 is ``True``.
+        An error: what is out of range, NaN or infinity to an integer, an imaginary part to a real number, text
+        that is longer than ``"U8"`` says.
+        """
+        return self._then(st.Cast(_merged(dtypes, more, "cast({'image': 'float32'}), or cast(image='float32')")))
 
     def apply(self, stage: Stage) -> Pipeline:
         """Add a stage object, such as a plugin's :class:`~batchkit.stages.ColumnStage`."""
@@ -321,6 +332,9 @@ class Pipeline:
             raise PipelineError(f"{stage.verb}() needs batches to take apart: it stands behind rows here")
         if isinstance(stage, (st.FlatMap, st.Window, st.Pack)) and batched:
             raise PipelineError(f"{stage.label} works on rows: put it before batch(), or add .unbatch() before it")
+        if isinstance(stage, st.FunctionStage) and not batched and _of_batches(stage.fn):
+            name = describe_function(stage.fn)
+            raise PipelineError(f"{stage.verb}({name}): it works on whole batches. Put it behind batch()")
         if isinstance(stage, st.Filter) and batched and self._masked:
             raise PipelineError(
                 f"{stage.label} would change the static shapes of remainder='pad': filter before batch(), or have a "
@@ -390,6 +404,27 @@ class Pipeline:
             return Pipeline(self.source.with_parts(parts), self.stages)
         return Pipeline(replace(self.source), self.stages)
 
+    if not TYPE_CHECKING:  # for a type checker they are not there, nor are the names that __getattr__ is asked for
+
+        def __iter__(self) -> NoReturn:
+            raise PipelineTypeError(f"a pipeline only describes, and has no rows to iterate over: use {self._loader}")
+
+        def __getitem__(self, index: Any) -> NoReturn:
+            raise PipelineTypeError(
+                f"a pipeline only describes, and has no rows to index: pipe.skip(start).take(count) are some of them, "
+                f"and {self._loader} loads them"
+            )
+
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith("_") or hasattr(type(self), name):  # a protocol's, or what a property has raised
+                return object.__getattribute__(self, name)
+            verbs = [verb for verb in dir(type(self)) if not verb.startswith("_")]
+            raise AttributeError(f"a pipeline has no {name!r}{verb_hint(name, verbs)}")
+
+    @property
+    def _loader(self) -> str:
+        return "bk.Loader(pipe)" if self.batched else "bk.Loader(pipe.batch(n))"
+
     def __repr__(self) -> str:
         return "\n".join(lines(self.source, self.stages)[0])
 
@@ -456,6 +491,20 @@ def _no_rows(stage: Stage, before: Sequence[Stage]) -> PipelineError:
     )
 
 
+def _merged(given: Any, more: Mapping[str, Any], example: str) -> dict[str, Any]:
+    """Return a mapping and keywords as one."""
+    if given is not None and not isinstance(given, Mapping):
+        raise PipelineTypeError(f"say which leaf: {example}, not {example.partition('(')[0]}({given!r})")
+    return {**(given or {}), **more}
+
+
+def _of_batches(function: Any) -> bool:
+    """Say whether a function is one of :mod:`batchkit.transforms`."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return getattr(function, "__module__", None) == "batchkit.transforms"
+
+
 def _combines(factory: Any) -> bool:
     return isinstance(factory, type) and issubclass(factory, Combination)
 
@@ -504,9 +553,12 @@ def _named_functions(description: Mapping[str, Any]) -> Iterator[str]:
                 yield from _named_functions(part)
     for entry in description.get("stages", ()):
         for arguments in entry.values() if isinstance(entry, Mapping) else ():
-            for name in ("fn", "collate") if isinstance(arguments, Mapping) else ():
-                if arguments.get(name) is not None:
-                    yield str(arguments[name])
+            if not isinstance(arguments, Mapping):
+                continue
+            yield from (str(arguments[name]) for name in ("fn", "collate") if arguments.get(name) is not None)
+            length = arguments.get("length")  # a number, a leaf's name, or that of a function
+            if isinstance(length, str) and ":" in length:
+                yield length
 
 
 class _BuiltIn:

@@ -56,12 +56,15 @@ def slot_dtype(dtype: np.dtype[Any]) -> bool:
     return not dtype.hasobject and dtype.kind != "T" and dtype.itemsize > 0
 
 
-def as_leaf(value: Any, where: str) -> npt.NDArray[Any]:
+_CONVERT = "Convert it to numbers, booleans, strings or bytes of one dtype in a map() before batch()"
+
+
+def as_leaf(value: Any, where: str, mend: str = _CONVERT) -> npt.NDArray[Any]:
     """Return ``value`` as an array without copying where possible.
 
     Takes arrays, ragged columns, Python and NumPy scalars, lists, and whatever has ``__array__`` (tensors
     of any framework, images). ``where`` begins the message of the :class:`SchemaError` that
-    is raised for ``None``, ragged lists and Python objects.
+    is raised for ``None``, ragged lists and Python objects, and ``mend`` ends that of objects.
     """
     if type(value) is np.ndarray and value.dtype.kind != "O":
         return value
@@ -84,10 +87,7 @@ def as_leaf(value: Any, where: str) -> npt.NDArray[Any]:
             return array.astype("U")
         if flat.size and all(type(item) is bytes for item in flat):
             return array.astype("S")
-        raise SchemaError(
-            f"{where} is a {type(value).__name__} of Python objects. "
-            "Convert it to numbers, booleans, strings or bytes of one dtype in a map() before batch()"
-        )
+        raise SchemaError(f"{where} is a {type(value).__name__} of Python objects. {mend}")
     return array
 
 

@@ -83,6 +83,10 @@ def cached() -> bk.Pipeline:
     return mapped().cache()
 
 
+def cached_in_order() -> bk.Pipeline:
+    return expanded().map(dict).cache()
+
+
 SOURCES: list[tuple[Callable[[], bk.Pipeline], list[int]]] = [
     (ragged, ALL),
     (as_sequence, ALL),
@@ -93,6 +97,7 @@ SOURCES: list[tuple[Callable[[], bk.Pipeline], list[int]]] = [
     (combined, ALL),
     (mixed, ALL * 2),
     (cached, ALL),
+    (cached_in_order, [number for number in ALL for _ in range(2)]),
 ]
 
 

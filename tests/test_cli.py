@@ -505,6 +505,39 @@ def test_run_warns_of_what_the_framework_narrows(folder: Path) -> None:
     assert re.fullmatch(r"Warning: backend 'narrow' has no float64: leaf 'x' becomes float32 .*\n", told)
 
 
+PLAIN = """
+    import batchkit as bk
+
+    class Plain(bk.NumpyBackend):
+        name = "plain"
+
+        def put(self, batch, device):
+            return PUT
+
+    @bk.hookimpl
+    def batchkit_backends(): return {"plain": Plain}
+"""
+
+
+def with_put(folder: Path, put: str) -> None:
+    functions(folder, PLAIN.replace("PUT", put))
+    content = json.loads(save(folder, {"batch": 8}).read_text())
+    (folder / "plain.json").write_text(json.dumps({**content, "plugins": ["./functions_here.py"]}))
+
+
+def test_run_counts_the_rows_of_a_backend_that_puts_lists(folder: Path) -> None:
+    with_put(folder, "{name: leaf.tolist() for name, leaf in batch.items()}")
+    summary = json.loads(batchkit("run", "plain.json", "--backend", "plain", "--json").stdout)
+    assert (summary["batches"], summary["rows"]) == (3, ROWS)
+
+
+@pytest.mark.parametrize(("put", "told"), [("{}", "without a leaf"), ("3", "whose first leaf, a int, has no rows")])
+def test_run_says_what_a_backend_must_put(folder: Path, put: str, told: str) -> None:
+    with_put(folder, put)
+    result = batchkit("run", "plain.json", "--backend", "plain", code=1)
+    assert f"the backend gave a batch {told}. Its put() must return the nesting" in result.output
+
+
 # --- plugins and the rest
 
 

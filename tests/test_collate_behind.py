@@ -34,7 +34,7 @@ def test_another_dtype_is_refused_with_the_function_and_the_mend() -> None:
 
     message = (
         r"epoch 0, step 1: leaf 'x' is float32, but in epoch 0, step 0 it was int64, after stage 0 "
-        r"batch\(size=2, collate=.*changing\). Return int64, or add .cast\(x='int64'\)"
+        r"batch\(size=2, collate=.*changing\). Return one dtype, or add .cast\(x='float64'\)"
     )
     with bk.Loader(numbers(4).batch(2, collate=changing)) as loader, pytest.raises(bk.SchemaError, match=message):
         list(loader)

@@ -284,6 +284,14 @@ def test_override_beats_environment_beats_file_beats_default(
         assert loader.prefetch == expected
 
 
+def test_another_executor_is_one_word_whatever_the_workers(folder: Path) -> None:
+    content = {"pipeline": pipeline(), "loader": {"executor": "threads", "workers": 3}}
+    with load(save(folder, content), executor="inline") as loader:
+        assert (loader.executor.name, loader.workers) == ("inline", 0)
+    with load(save(folder, content), executor="processes") as loader:
+        assert (loader.executor.name, loader.workers) == ("processes", 3)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "read"),
     [
@@ -850,6 +858,19 @@ def test_a_broken_local_plugin_is_told_with_its_place(folder: Path) -> None:
     assert "1. plugins[0]: plugin 'plugin_here' " in told
     assert "cannot be imported: ZeroDivisionError: division by zero" in told
     assert "2. plugins[1]: plugin 'nowhere' " in told
+
+
+def test_what_a_broken_plugin_would_have_offered_is_no_error_of_its_own(folder: Path) -> None:
+    save(folder, "1 / 0\n", "plugin_here.py")
+    content = {
+        "plugins": ["./plugin_here.py"],
+        "pipeline": pipeline({"scale": {"factor": 3}}, {"batch": {"sizze": 4}}, kind="count", path="a"),
+        "loader": {"backend": "mine", "executor": "mine"},
+    }
+    told = problem(save(folder, content))
+    assert "1. plugins[0]: plugin 'plugin_here' " in told
+    assert "pipeline.stages[1].batch.sizze: there is no such key; did you mean 'size'?" in told
+    assert not any(name in told for name in ("'scale'", "'count'", "'mine'"))
 
 
 # --- the JSON Schema

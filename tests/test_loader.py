@@ -305,7 +305,7 @@ def test_a_function_that_returns_another_dtype_later_is_refused_with_the_mend(pl
         next(iterator), next(iterator)
         with pytest.raises(bk.SchemaError, match=r"epoch 0, step 2: leaf 'x' is float64.*was int64.*drifts") as caught:
             next(iterator)
-        assert ".cast(x='int64')" in str(caught.value)
+        assert ".cast(x='float64')" in str(caught.value)
 
 
 def test_rows_of_different_dtype_in_one_batch_name_both_rows() -> None:
@@ -417,7 +417,8 @@ def test_a_replica_has_the_same_options_but_those_that_are_changed() -> None:
 @executors
 def test_a_pickled_loader_goes_on_where_it_was(executor: str) -> None:
     pipe = numbers(12).shuffle(0).map(lambda row: {"x": row["x"] + 1}).batch(3)
-    with bk.Loader(pipe, executor=executor, shard=(1, 2), prefetch=7, workers=2) as loader:
+    workers = {} if executor == "inline" else {"workers": 2}
+    with bk.Loader(pipe, executor=executor, shard=(1, 2), prefetch=7, **workers) as loader:
         list(loader)
         loader.load_state_dict({**loader.state_dict(), "epoch": 1, "step": 2})
         copy = pickle.loads(pickle.dumps(loader))
@@ -443,3 +444,55 @@ def test_the_report_counts_batches() -> None:
         assert loader.report() == "nothing was loaded yet"
         list(loader)
         assert loader.report().startswith("4 batches in ")
+
+
+def test_a_replica_may_be_inline_whatever_workers_there_were() -> None:
+    with (
+        bk.Loader(numbers(10).batch(4), executor="threads", workers=3) as loader,
+        loader.replicate(executor="inline") as copy,
+    ):
+        assert (copy.executor.name, copy.workers) == ("inline", 0)
+        assert values(copy) == values(loader)
+
+
+# -- batches of fewer rows than ranks
+
+EMPTY = r"so that some get nothing of it"
+
+
+@pytest.mark.parametrize(
+    ("pipe", "told"),
+    [
+        (numbers(10).batch(4), "the last batch of an epoch has only 2 of its rows left for 3 ranks"),
+        (numbers(10).shuffle(0).batch(4).shuffle(1), "only 2 of its rows left"),
+        (numbers(10).batch(3).rebatch(4), "only 2 of its rows left"),
+        (numbers(6).repeat(3).batch(4), "only 2 of its rows left"),
+        (numbers(10).batch(2), "give at least 3"),
+        (numbers(10).batch(2, remainder="drop"), "give at least 3"),
+        (numbers(10).filter(lambda row: True).batch(2), "give at least 3"),
+    ],
+)
+def test_a_rank_that_gets_batches_of_no_rows_is_warned_of_once(pipe: bk.Pipeline, told: str) -> None:
+    with pytest.warns(UserWarning, match=EMPTY) as caught, bk.Loader(pipe, shard=(0, 3)):
+        pass
+    assert len(caught) == 1
+    assert told in str(caught[0].message)
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize(
+    "pipe",
+    [
+        numbers(10).batch(4, remainder="drop"),
+        numbers(10).batch(6, remainder="pad"),
+        numbers(11).batch(4),
+        numbers(12).batch(4),
+        numbers(10).batch(4).take(2),
+        numbers(10).repeat().batch(4),
+        numbers(10).filter(lambda row: True).batch(4),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_nothing_is_said_where_every_rank_has_rows_or_that_is_not_known(pipe: bk.Pipeline) -> None:
+    with bk.Loader(pipe, shard=(0, 3)) as loader:
+        assert loader.shard == (0, 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
@@ -258,3 +259,24 @@ def test_text_of_any_width_is_filled_up_with_empty_text(verb: str, executor: str
     wanted = [["a", "b", "xyz", ""]] if verb == "pack" else [["a", "b"], ["xyz", ""]]
     assert batch["w"].dtype == "<U3"
     assert batch["w"].tolist() == wanted
+
+
+@pytest.mark.parametrize("made", ["ragged", "rows"])
+def test_batches_of_many_widths_share_their_memory(made: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    grown: list[int] = []
+    allocate = bk.NumpyBackend.allocate
+
+    def counted(backend: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+        grown.append(int(np.prod(shape)))
+        return allocate(backend, shape, dtype)
+
+    monkeypatch.setattr(bk.NumpyBackend, "allocate", counted)
+    lengths = np.random.default_rng(0).permutation(np.repeat(np.arange(1, 201), 2))
+    values, offsets = np.arange(lengths.sum()), np.concatenate([[0], np.cumsum(lengths)])
+    rows = [{"x": values[low:high]} for low, high in itertools.pairwise(offsets.tolist())]
+    source = bk.from_ragged({"x": values}, offsets) if made == "ragged" else bk.from_sequence(rows)
+    with bk.Loader(source.shuffle(0).padded_batch(2), executor="inline") as loader:
+        for _ in range(3):
+            widths = {batch["x"].shape[1] for batch in loader}
+    assert len(widths) > 80
+    assert sum(grown) < 20 * 2 * 200

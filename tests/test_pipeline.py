@@ -292,9 +292,17 @@ def test_a_wrong_description_is_refused_by_place(tmp_path: Any, change: dict[str
         bk.Pipeline.from_dict({**from_disk(tmp_path).to_dict(), **change})
 
 
-def test_functions_by_name_are_refused_where_imports_are_not_allowed(tmp_path: Any) -> None:
+@pytest.mark.parametrize(
+    "stage",
+    [
+        {"map": {"fn": "json:loads"}},
+        {"batch": {"size": 2, "collate": "json:loads"}},
+        {"bucket_batch": {"size": 2, "boundaries": [4], "length": "json:loads"}},
+    ],
+)
+def test_functions_by_name_are_refused_where_imports_are_not_allowed(tmp_path: Any, stage: Any) -> None:
     described = from_disk(tmp_path).to_dict()
-    described["stages"] = [{"map": {"fn": "json:loads"}}]
+    described["stages"] = [stage]
     with pytest.raises(bk.ConfigError, match="names functions, which would be imported and run: json:loads"):
         bk.Pipeline.from_dict(described, allow_imports=False)
     generator = {"source": {"kind": "generator", "fn": "json:loads"}, "stages": []}

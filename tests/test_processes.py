@@ -487,6 +487,16 @@ def test_a_program_that_ends_in_mid_epoch_ends_at_once(start: str) -> None:
     assert all_gone([int(out)])
 
 
+@no_windows
+@pytest.mark.parametrize("body", ["next(iter(loader))", "iterator = iter(loader); next(iterator)"])
+def test_a_loader_that_is_never_closed_leaves_no_process_to_warn_of(start: str, body: str) -> None:
+    program = SCRIPT.replace("START", start) + body
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "error", "-c", program], capture_output=True, text=True, timeout=60
+    )
+    assert (done.stderr, done.returncode) == ("", 0)
+
+
 def test_a_script_is_not_run_again_in_its_workers(tmp_path: Path, start: str) -> None:
     program = (
         "print('top', flush=True)\n"

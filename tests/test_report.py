@@ -55,7 +55,7 @@ def stages_of(loader: bk.Loader) -> dict[str, StageReport]:
 @executors
 def test_every_stage_has_its_line_with_its_calls_and_bytes(executor: str) -> None:
     pipe = numbers().shuffle(1).map(nap).batch(8).map(lambda batch: {"z": batch["y"].astype(np.float64)})
-    with bk.Loader(pipe, executor=executor, workers=2) as loader:
+    with bk.Loader(pipe, executor=executor, workers="auto" if executor == "inline" else 2) as loader:
         list(loader)
         found = stages_of(loader)
     names = ["source arrays", "shuffle(seed=1)", "map(nap)", "batch(size=8)", "map(<lambda>)"]
@@ -171,7 +171,9 @@ def test_the_figures_of_a_failed_step_are_dropped() -> None:
 @executors
 def test_the_trace_is_chrome_trace_json_with_a_box_a_stage_and_a_step(tmp_path: Path, executor: str) -> None:
     path = tmp_path / "trace.json"
-    with bk.Loader(numbers().map(nap).batch(8), executor=executor, workers=2) as loader:
+    with bk.Loader(
+        numbers().map(nap).batch(8), executor=executor, workers="auto" if executor == "inline" else 2
+    ) as loader:
         list(loader)
         loader.trace(path)
     content = json.loads(path.read_text())

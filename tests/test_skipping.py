@@ -43,7 +43,9 @@ WITHOUT_BAD = [[0, 1, 2], [4, 5, 6, 7], [8, 9], [12, 13, 14, 15], [16, 17, 18, 1
 @executors
 def test_a_padded_batch_keeps_its_shape_and_masks_what_is_missing(executor: str) -> None:
     pipe = numbers().map(checked).batch(8, remainder="pad")
-    with bk.Loader(pipe, executor=executor, workers=2, on_error=bk.Skip(budget=3)) as loader:
+    with bk.Loader(
+        pipe, executor=executor, workers="auto" if executor == "inline" else 2, on_error=bk.Skip(budget=3)
+    ) as loader:
         batches = list(loader)
     assert [batch["x"].shape for batch in batches] == [(8,)] * 3
     assert [batch["x"][batch["mask"]].tolist() for batch in batches] == [
@@ -76,7 +78,9 @@ def test_order_resuming_and_random_numbers_are_those_without_the_bad_rows(execut
         whole = [list(zip(batch["x"].tolist(), batch["r"].tolist(), strict=True)) for batch in loader]
     wanted = [[pair for pair in batch if pair[0] not in BAD] for batch in whole]
     for step in range(5):
-        with bk.Loader(dirty, executor=executor, workers=2, on_error=bk.Skip(budget=3)) as loader:
+        with bk.Loader(
+            dirty, executor=executor, workers="auto" if executor == "inline" else 2, on_error=bk.Skip(budget=3)
+        ) as loader:
             loader.load_state_dict({**loader.state_dict(), "step": step})
             got = [list(zip(batch["x"].tolist(), batch["r"].tolist(), strict=True)) for batch in loader]
         assert got == wanted[step:]

@@ -309,6 +309,58 @@ def test_a_sequence_gives_its_rows_in_columns() -> None:
     assert batch["name"].tolist() == [f"n{x}" for x in range(10)]
 
 
+def fingerprint(rows: Any) -> str:
+    return SequenceSource(rows).fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ([1, 2, 3], [1, 2, 4]),
+        ([1, 2], [1.0, 2.0]),
+        (["a", "b"], ["a", "c"]),
+        ([{"a": 1}], [{"b": 1}]),
+        ([(1, [2])], [(1, [3])]),
+        ([b"a"], [b"b"]),
+        ([np.arange(3)], [np.arange(3.0)]),
+        ([np.arange(5000)], [np.arange(5000) + 1]),
+        ([np.zeros(1 << 22)] * 3 + [np.zeros(3)], [np.zeros(1 << 22)] * 3 + [np.ones(3)]),
+    ],
+)
+def test_the_fingerprint_of_a_list_tells_its_rows_apart(one: list[Any], other: list[Any]) -> None:
+    assert fingerprint(one) == fingerprint(list(one))
+    assert fingerprint(one) != fingerprint(other)
+
+
+def test_the_fingerprint_of_a_list_is_of_its_rows_before_any_function_changed_them() -> None:
+    rows = [np.zeros(3), np.zeros(3)]
+    source, before = SequenceSource(rows), fingerprint(rows)
+    rows[0] += 1
+    assert source.fingerprint() == before
+
+
+def test_no_row_of_an_object_is_read_for_its_fingerprint() -> None:
+    class Unread(list):  # type: ignore[type-arg]
+        def __getitem__(self, index: Any) -> Any:
+            raise AssertionError("read")
+
+    assert fingerprint(Unread([1, 2])).endswith("Unread:2")
+
+
+def test_objects_in_a_list_count_by_their_type() -> None:
+    assert fingerprint([object()]) == fingerprint([object()])
+    assert fingerprint([object()]) != fingerprint([None])
+    assert fingerprint([]) == fingerprint([])
+
+
+def test_a_state_of_another_list_is_refused() -> None:
+    with bk.Loader(bk.from_sequence([1, 2, 3]).batch(1)) as loader:
+        next(iter(loader))
+        state = loader.state_dict()
+    with bk.Loader(bk.from_sequence([1, 2, 4]).batch(1)) as other, pytest.raises(bk.StateError, match="data"):
+        other.load_state_dict(state)
+
+
 def test_a_sequence_that_can_is_asked_for_many_rows_at_once() -> None:
     Many.asked.clear()
     with bk.Loader(bk.from_sequence(Many()).batch(4), executor="inline") as loader:

@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn, TextIO
 
+from batchkit.backends import row_count
 from batchkit.bench import memory
 from batchkit.config import load
 from batchkit.errors import BatchkitError, ConfigError
@@ -153,7 +154,7 @@ def run_turn(
                 waited += got - asked
                 first = got - began if first is None else first
                 batches += 1
-                rows += _rows(batch)
+                rows += row_count(batch)
                 if work is not None:
                     work()
                 asked = now()
@@ -180,16 +181,6 @@ def run_turn(
         "bytes": None,
         "peak_bytes": peak,
     }
-
-
-def _rows(batch: Tree) -> int:
-    """Return the rows of the first leaf; flattening a batch would take longer than all else here.
-
-    A leaf without axes, which a function that makes the batch may return, counts as one.
-    """
-    while isinstance(batch, (dict, tuple)):
-        batch = next(iter(batch.values())) if isinstance(batch, dict) else batch[0]
-    return int(batch.shape[0]) if len(batch.shape) else 1
 
 
 def _finish(batch: Tree) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from batchkit.backends import row_count
 from batchkit.cli.digest import Digest, host_array
 from batchkit.cli.display import Display, make_display
 from batchkit.cli.group import Interrupted, running
@@ -20,7 +21,7 @@ from batchkit.cli.options import load_loader, loader_options
 from batchkit.errors import StateError
 from batchkit.loader import Loader
 from batchkit.stages import Batch
-from batchkit.tree import Tree, flatten
+from batchkit.tree import Tree
 
 __all__ = ["run"]
 
@@ -123,7 +124,7 @@ class _Totals:
     def _rows(self, batch: Tree) -> int:
         if self.has_mask and isinstance(batch, dict) and "mask" in batch:
             return int(host_array(batch["mask"], "the mask").sum())
-        return 0 if self.collated else int(flatten(batch)[0][0].shape[0])
+        return 0 if self.collated else row_count(batch)
 
     def summary(self, loader: Loader) -> dict[str, Any]:
         """Return the figures as JSON values; a batch that a function has made does not say of how many rows."""

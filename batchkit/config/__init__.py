@@ -121,6 +121,7 @@ def _local_plugins(file: ConfigFile, allow_imports: bool, problems: Problems) ->
         if not isinstance(path, str):
             continue
         if not allow_imports:
+            problems.lacks_plugins = True
             problems.add(
                 f"plugins[{index}]",
                 f"names the plugin {path}, which would be imported and run. "
@@ -131,6 +132,7 @@ def _local_plugins(file: ConfigFile, allow_imports: bool, problems: Problems) ->
             installed().with_local([path], file.folder).load_local()
         except BatchkitError as exc:
             problems.add(f"plugins[{index}]", str(exc), exc)
+            problems.lacks_plugins = True
         else:
             usable.append(path)
     return usable

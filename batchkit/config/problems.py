@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from batchkit.errors import ConfigError
+from batchkit.errors import ConfigError, UnknownNameError
 
 __all__ = ["ConfigNotFoundError", "Problems"]
 
@@ -20,11 +20,15 @@ class Problems:
     subject: str
     overridden: set[str] = field(default_factory=set)
     """The places whose value is not from the file."""
+    lacks_plugins: bool = False
+    """Whether plugins cannot be used, so that a name which nobody offers may be one of theirs, and no other error."""
     found: list[str] = field(default_factory=list)
     cause: BaseException | None = None
 
     def add(self, place: str, text: str, cause: BaseException | None = None) -> None:
         """Note a problem; ``place`` is a path such as ``pipeline.stages[1].batch.size``."""
+        if self.lacks_plugins and isinstance(cause, UnknownNameError):
+            return
         changed = any(place == given or place.startswith((f"{given}.", f"{given}[")) for given in self.overridden)
         where = f"{place} (override)" if changed else place
         self.found.append(f"{where}: {text}" if where else text)

@@ -387,10 +387,9 @@ class Crew:
     def stop(self) -> None:
         """End the server and all its workers, also those that are busy."""
         self._server.close()
-        if not self._lifeline.alive:
-            return
         self._lifeline()
         try:
+            # At the end of the program the lifeline's own finalizer has run before: newer ones come first.
             self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
             self._process.kill()

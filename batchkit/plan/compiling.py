@@ -8,6 +8,7 @@ from batchkit import stages as st
 from batchkit.errors import PipelineError, PipelineTypeError
 from batchkit.pipeline import Pipeline
 from batchkit.plan.flows import compile_chunks, compile_flow, numbered_source, numbered_stages
+from batchkit.plan.numbered.batches import CutRows
 from batchkit.plan.numbered.indexed import indexed_nodes
 from batchkit.plan.numbered.placing import Placed, after, call_of, placed_stages, planned_before
 from batchkit.plan.plan import Plan
@@ -104,4 +105,13 @@ def _compile_indexed(pipeline: Pipeline, shard: tuple[int, int], placed: list[Pl
         by_row=found.by_row,
         counted=counted,
         lineage=lineage,
+        fewest_rows=_fewest_rows(cut, placed),
     )
+
+
+def _fewest_rows(cut: CutRows, placed: list[Placed]) -> int | None:
+    behind = [one.stage for one in placed if one.number > cut.number]
+    if any(isinstance(stage, (st.Filter, st.Take, st.Skip)) for stage in behind):  # smaller ones, or not the last one
+        return None
+    rest = 0 if cut.rows is None or cut.pads or cut.drops else cut.rows % cut.size
+    return rest or cut.size

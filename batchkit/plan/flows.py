@@ -297,7 +297,7 @@ class _Compiler:
         if shard is None:
             self._computed()
             takes = next((each.stage for each in self._placed[place + 1 :] if _cuts(each.stage)), None)
-            by_item = type(takes) is not st.Batch or takes.collate is not None
+            by_item = not (isinstance(takes, st.Batch) and takes.stacks)
             self.flow = KeptRowsFlow(self.flow, where, self.passes, by_item, runs)
             return
         if final:

@@ -80,6 +80,8 @@ class Plan:
     """Whether which rows a batch holds is known without looking at any."""
     lineage: bool = field(repr=False)
     """Whether batches say which source rows they hold."""
+    fewest_rows: int | None = field(default=None, repr=False)
+    """How many rows the smallest batch has over all ranks; ``None`` where that is not known beforehand."""
 
     @property
     def indexed(self) -> bool:

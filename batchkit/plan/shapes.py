@@ -22,7 +22,30 @@ from batchkit.schema import LeafSpec
 from batchkit.sources.stacking import stack_rows
 from batchkit.tree import Tree
 
-__all__ = ["static_shapes"]
+__all__ = ["empty_slices", "static_shapes"]
+
+
+def empty_slices(plan: Plan) -> str | None:
+    """Return why some ranks get batches of no rows, and the mend; ``None`` where that is not so, or not known.
+
+    A batch is cut for all ranks, so that one of fewer rows than there are ranks leaves some without any.
+    """
+    _, world = plan.shard
+    cuts = [stage for stage in plan.pipeline.stages if isinstance(stage, (st.Batch, st.Rebatch))]
+    if not cuts or cuts[-1].size is None:
+        return None
+    nothing = "get nothing of it (a mean over no rows is NaN)"
+    if cuts[-1].size < world:
+        return (
+            f"{cuts[-1].label} is cut for {world} ranks, so that some {nothing}: size counts the rows over all ranks, "
+            f"give at least {world}"
+        )
+    if plan.fewest_rows is None or plan.fewest_rows >= world:
+        return None
+    return (
+        f"{cuts[-1].label}: the last batch of an epoch has only {plan.fewest_rows} of its rows left for {world} ranks, "
+        f"so that some {nothing}. Say remainder='drop', or remainder='pad'"
+    )
 
 
 def static_shapes(plan: Plan) -> tuple[Tree, ...]:

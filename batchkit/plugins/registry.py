@@ -23,6 +23,9 @@ _OWN: Mapping[str, Mapping[str, str]] = MappingProxyType(
 )
 """The distributions to install for what this project's own plugins offer."""
 
+_SHORT: Mapping[str, str] = MappingProxyType({"tf": "tensorflow", "keras": "tensorflow", "np": "numpy", "pt": "torch"})
+"""What frameworks are called for short."""
+
 
 @dataclass(frozen=True, slots=True)
 class PluginInfo:
@@ -55,17 +58,20 @@ class Plugins:
 
     local: tuple[Candidate, ...] = ()
 
-    def with_local(self, paths: Sequence[str], base_dir: str | os.PathLike[str] = ".") -> Plugins:
+    def with_local(
+        self, paths: str | os.PathLike[str] | Sequence[str], base_dir: str | os.PathLike[str] = "."
+    ) -> Plugins:
         """Return plugins with local ones besides, which win over all others.
 
         They are imported at the first look-up, or by :meth:`load_local`.
 
         Args:
-            paths: files (``"./my_plugin.py"``) or importable modules (``"my_project.plugin"``).
+            paths: files (``"./my_plugin.py"``) or importable modules (``"my_project.plugin"``); or just one.
             base_dir: the folder that relative files are in; modules are looked for there, too.
         """
         base = Path(base_dir).resolve()
-        return Plugins((*self.local, *(local_candidate(path, base) for path in paths)))
+        several = [paths] if isinstance(paths, (str, os.PathLike)) else paths
+        return Plugins((*self.local, *(local_candidate(os.fspath(path), base) for path in several)))
 
     def load_local(self) -> None:
         """Import the local plugins now.
@@ -242,7 +248,7 @@ def _unknown(kind: str, name: str, named: Mapping[str, tuple[Candidate | None, A
     unusable = [seen.candidate for seen in survey if seen.problem]
     found = sorted(its for its, (candidate, _) in named.items() if candidate not in unusable)
     own = _OWN.get(kind, {})
-    meant = name if name in own else closest(name.lower(), [*named, *own])
+    meant = name if name in own else _SHORT.get(name.lower()) or closest(name.lower(), [*named, *own])
     typo = f"; did you mean {meant!r}?" if meant and meant != name else ""
     mend = f" pip install {own[meant]}" if meant and meant in own and meant not in named else ""
     link = ":" if mend and not typo else ""

@@ -13,18 +13,26 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from batchkit.errors import PipelineTypeError
+from batchkit.errors import PipelineTypeError, nearest
 from batchkit.random.values import F64, below_array, in_range, modulo64, normal, same, unit
 from batchkit.random.words import GOLDEN, I64, MASK64, epoch_word, mix, mix_array, stream, tiles
 
 Size: TypeAlias = "int | Sequence[int]"
 
 _INT64 = np.dtype(np.int64), -(1 << 63), (1 << 63) - 1
+
+
+DRAWS = ("random", "uniform", "normal", "standard_normal", "integers", "bernoulli", "choice")
+"""The distributions that there are."""
+
+_OTHER_NAMES = MappingProxyType({"rand": "random", "randn": "standard_normal", "randint": "integers"})
+"""What NumPy's older functions call them."""
 
 
 def _integer_dtype(dtype: npt.DTypeLike) -> tuple[np.dtype[Any], int, int]:
@@ -79,6 +87,18 @@ class _Draws:
         _, self._draw_word, self._generator_word = stream(key)
         self._drawn = 0
         self._lead = lead
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith("_") or hasattr(type(self), name):
+                return object.__getattribute__(self, name)
+            hint = nearest(_OTHER_NAMES.get(name, name), list(DRAWS))
+            generator = f"rng.generator({'i' if isinstance(self, RowRandom) else ''})"
+            whose = "is NumPy's own for row i of the batch" if isinstance(self, RowRandom) else "is NumPy's own"
+            raise AttributeError(
+                f"rng has no {name!r}{hint} (draws: {', '.join(DRAWS)}); {generator} {whose}, with all that it has"
+            )
 
     def _draw(self, shape: tuple[int, ...], function: Callable[[Any], Any], dtype: npt.DTypeLike) -> Any:
         """Return ``function`` of the words of the next draw, in ``shape``."""

@@ -43,7 +43,10 @@ class ArraySource:
         self._fingerprint: str | None = None
 
     def _plain(self, leaf: Any, path: str) -> npt.NDArray[Any]:
-        array = as_leaf(leaf, f"{self.kind}: {tree_.leaf_label(path)}")
+        where = f"{self.kind}: {tree_.leaf_label(path)}"
+        if type(leaf) is list and leaf and isinstance(leaf[0], dict):
+            raise SchemaError(f"{where} is a list of rows, and arrays hold columns. For rows say from_sequence()")
+        array = as_leaf(leaf, where, "Give one dtype, such as text by array.astype(str), or rows by from_sequence()")
         if array.ndim == 0:
             raise SchemaError(
                 f"{self.kind}: {tree_.leaf_label(path)} is zero-dimensional ({array!r}), so it has no rows. "

@@ -39,7 +39,9 @@ class Combination:
     def __post_init__(self) -> None:
         given = self.pipelines
         if not isinstance(given, Sequence) or isinstance(given, (str, bytes)):
-            raise PipelineTypeError(f"{self.kind}() takes a list of pipelines, not a {type(given).__name__}")
+            raise PipelineTypeError(
+                f"{self.kind}() takes a list of pipelines, not a {type(given).__name__}: bk.{self.kind}([a, b])"
+            )
         object.__setattr__(self, "pipelines", tuple(given))
         self._check_parts()
 

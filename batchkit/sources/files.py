@@ -84,6 +84,11 @@ def _existing(path: str) -> str:
         seen = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
         hint = nearest(Path(path).name, seen) or ("" if folder.is_dir() else f"; there is no folder {folder}")
         raise SourceNotFoundError(f"there is no file {path!r} (from {os.getcwd()}){hint}")
+    if os.path.isdir(path):
+        held = sorted(entry.name for entry in Path(path).iterdir() if entry.suffix in (".npy", ".npz"))[:5]
+        raise SourceNotFoundError(
+            f"{path!r} is a folder. Give the file in it{f', such as {os.path.join(path, held[0])!r}' if held else ''}"
+        )
     return path
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,10 @@ from batchkit.sources.stacking import detached, stack_rows
 from batchkit.tree import Tree
 
 __all__ = ["SequenceSource"]
+
+_SAMPLED_ROWS = 64
+_SAMPLED_VALUES = 1024  # of one array or list
+_SAMPLED_BYTES = 1 << 20
 
 
 class SequenceSource:
@@ -39,6 +45,8 @@ class SequenceSource:
         self.sequence = sequence
         self._length = len(sequence)
         self._schema: Tree | None = None
+        # At once, before a function that changes the row it is given can change what a state is compared with.
+        self._sample = _sampled(sequence) if type(sequence) in (list, tuple) else None
 
     @property
     def in_memory(self) -> bool:
@@ -63,8 +71,11 @@ class SequenceSource:
         return self._length
 
     def fingerprint(self) -> str:
-        """Return the type and length, and what the object says of itself; no row is read."""
-        own = getattr(self.sequence, "_fingerprint", None)  # Hugging Face datasets
+        """Return the type and length, and what the object says of itself; of a list or tuple a hash of some rows.
+
+        No row of anything else is read: that may take long, and give another row each time.
+        """
+        own = self._sample or getattr(self.sequence, "_fingerprint", None)  # Hugging Face datasets have one
         kind = type(self.sequence)
         return f"{kind.__module__}.{kind.__qualname__}:{self._length}" + (f":{own}" if isinstance(own, str) else "")
 
@@ -100,6 +111,43 @@ class SequenceSource:
         for column, place in zip(tree_.flatten(columns)[0], tree_.flatten(out)[0], strict=True):
             place[...] = column
         return out
+
+
+def _sampled(rows: Sequence[Any]) -> str:
+    """Return a hash of the plain values in some rows, spread over all of them."""
+    digest = hashlib.blake2b(digest_size=8)
+    spread = np.linspace(0, len(rows) - 1, min(_SAMPLED_ROWS, len(rows))).astype(np.int64).tolist()
+    hashed = 0
+    for number in [*spread[-1:], *spread[:-1]]:  # both ends, also where there is no room for more
+        for part in _plain_parts(rows[number]):
+            digest.update(part)
+            hashed += len(part)
+        if hashed > _SAMPLED_BYTES and number < len(rows) - 1:
+            break
+    return digest.hexdigest()
+
+
+def _plain_parts(value: Any) -> Iterator[bytes]:
+    """Yield what a row is made of, as bytes; of objects, which may be another thing each time, the type alone."""
+    kind = type(value)
+    yield f"|{kind.__qualname__}|".encode()
+    if kind is dict:
+        for key, inner in value.items():
+            yield f"{key!r}".encode()
+            yield from _plain_parts(inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value[:_SAMPLED_VALUES]:
+            yield from _plain_parts(inner)
+    elif isinstance(value, (np.ndarray, np.generic)) and not value.dtype.hasobject:
+        yield f"{value.dtype.str}{value.shape}".encode()
+        array = np.asarray(value)
+        if array.size > _SAMPLED_VALUES:
+            array = array.flat[np.linspace(0, array.size - 1, _SAMPLED_VALUES).astype(np.int64)]
+        yield array.tobytes()
+    elif kind in (int, float, complex, bool, str):
+        yield repr(value).encode("utf-8", "surrogatepass")
+    elif kind is bytes:
+        yield value
 
 
 def _empty(spec: Any) -> npt.NDArray[Any]:

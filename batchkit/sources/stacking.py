@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batchkit import tree as tree_
-from batchkit.casting import cast_mend
+from batchkit.casting import alike_mend
 from batchkit.errors import SchemaError
 from batchkit.schema import as_leaf, slot_dtype, spec_of
 from batchkit.tree import Tree
@@ -168,7 +168,7 @@ def _differs(
 ) -> SchemaError:
     (one_id, one), (other_id, two) = first, other
     mend = (
-        f"Return one dtype, or add {cast_mend(path, one.dtype)} before batch()"
+        f"{alike_mend(path, one.dtype, two.dtype)} before batch()"
         if one.shape == two.shape
         else "Use padded_batch(), or bring the rows to one shape (pad or crop them) in a map() before batch()"
     )

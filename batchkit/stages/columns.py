@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from batchkit import tree as tree_
-from batchkit.casting import DoesNotFitError, cast_into, parse_dtype
-from batchkit.errors import MissingLeafError, PipelineTypeError, SchemaError, nearest
+from batchkit.casting import DoesNotFitError, cast_into, cast_text, dtype_name, parse_dtype
+from batchkit.errors import MissingLeafError, PipelineError, PipelineTypeError, SchemaError, nearest
 from batchkit.ragged import Ragged
 from batchkit.schema import LeafSpec, as_leaf
 from batchkit.stages.stage import ColumnStage
@@ -143,9 +143,20 @@ class Rename(ColumnStage):
         return tree
 
 
+def _name(dtype: Any) -> str:
+    known = parse_dtype(dtype)
+    name = dtype_name(known)
+    if known.kind == "V" and known.isbuiltin != 2:
+        raise PipelineError(f"cast() makes numbers, booleans, text, bytes or times, not {known}. Use a map()")
+    return name
+
+
 @dataclass(frozen=True)
 class Cast(ColumnStage):
-    """Convert leaves to other dtypes: ``{"image": "float32"}``; an integer that does not fit is an error."""
+    """Convert leaves to other dtypes: ``{"image": "float32"}``.
+
+    What is rounded, and what is an error, says :func:`~batchkit.casting.cast_into`; text is never cut off.
+    """
 
     verb: ClassVar[str] = "cast"
     dtypes: Mapping[str, str]
@@ -153,8 +164,7 @@ class Cast(ColumnStage):
     def __post_init__(self) -> None:
         if not isinstance(self.dtypes, Mapping) or not self.dtypes:
             raise PipelineTypeError(f"cast() maps leaf names to dtypes, such as label='int32', not {self.dtypes!r}")
-        names = {name: parse_dtype(dtype).name for name, dtype in self.dtypes.items()}
-        object.__setattr__(self, "dtypes", names)
+        object.__setattr__(self, "dtypes", {name: _name(dtype) for name, dtype in self.dtypes.items()})
 
     def arguments(self) -> dict[str, Any]:
         return {"dtypes": dict(self.dtypes)}
@@ -178,11 +188,11 @@ class Cast(ColumnStage):
         if isinstance(column, Ragged):
             return Ragged(self._cast(column.values, dtype, path), column.offsets)
         try:
-            if column.dtype.kind in "US" or dtype.kind in "US":
-                return column.astype(dtype)
+            if column.dtype.kind in "UST" or dtype.kind in "US":
+                return cast_text(column, dtype)
             out = np.empty(column.shape, dtype)
             cast_into(column, out)
-        except (DoesNotFitError, ValueError, TypeError) as exc:
+        except (DoesNotFitError, ValueError, TypeError, OverflowError) as exc:
             raise SchemaError(
                 f"{self.label}: {tree_.leaf_label(path)}: {exc}. Cast to a wider dtype, or change the value in a map()"
             ) from exc

@@ -60,6 +60,11 @@ class Batch(Stage):
         name = exportable_name(self.collate, "the function of batch(collate)")
         return {**super().arguments(), "collate": name}
 
+    @property
+    def stacks(self) -> bool:
+        """Whether all it does to rows is to stack them."""
+        return type(self) is Batch and self.collate is None
+
     def batches(self, rows: int | None) -> int | None:
         """Return how many batches ``rows`` rows make (``None``: endless)."""
         if rows is None:

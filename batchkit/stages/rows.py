@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -24,6 +25,8 @@ class FunctionStage(Stage):
 
     fn: Callable[..., Any]
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    draws: ClassVar[bool] = False
+    """Whether the function is passed an ``rng``."""
 
     def __post_init__(self) -> None:
         if isinstance(self.fn, str):
@@ -34,6 +37,12 @@ class FunctionStage(Stage):
             )
         if not isinstance(self.kwargs, Mapping) or not all(isinstance(key, str) for key in self.kwargs):
             raise PipelineTypeError(f"{self.verb}(kwargs) must map names to values, not {self.kwargs!r}")
+        if not self.draws and _needs_rng(self.fn, self.kwargs):
+            mend = "Use random_map()" if self.verb == "map" else "Draw in a random_map() in front of it"
+            raise PipelineTypeError(
+                f"{self.verb}({describe_function(self.fn)}): the function needs an rng, which {self.verb}() does not "
+                f"pass. {mend}"
+            )
 
     @property
     def label(self) -> str:
@@ -54,6 +63,18 @@ class FunctionStage(Stage):
         return given
 
 
+def _needs_rng(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
+    """Say whether a function cannot be called without an ``rng`` besides the row or the columns."""
+    try:
+        parameters = [*inspect.signature(function).parameters.values()][1:]
+    except (TypeError, ValueError):  # NumPy's ufuncs have none
+        return False
+    return any(
+        parameter.name == "rng" and parameter.default is parameter.empty and "rng" not in kwargs
+        for parameter in parameters
+    )
+
+
 @dataclass(frozen=True)
 class Map(FunctionStage):
     """``fn(row) -> row`` before a batch stage, ``fn(columns) -> columns`` behind one."""
@@ -66,6 +87,7 @@ class RandomMap(FunctionStage):
     """``fn(row, rng) -> row`` before a batch stage, ``fn(columns, rng) -> columns`` behind one."""
 
     verb: ClassVar[str] = "random_map"
+    draws: ClassVar[bool] = True
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -192,7 +192,7 @@ def cached_rows(
     # What is cut in another way than by batch() may treat rows otherwise than columns.
     takes = next((stage for stage in stages if isinstance(stage, (st.Batch, st.Window, st.Cache))), None)
     touched = any(other.called or isinstance(other.stage, (st.Unbatch, st.Window, st.Cache)) for other in behind)
-    form = Form(listed, by_item=type(takes) is not st.Batch or takes.collate is not None)
+    form = Form(listed, by_item=not (isinstance(takes, st.Batch) and takes.stacks))
     assert isinstance(one.stage, st.Cache)
     stores = LazyStores(functools.partial(store_of, one.stage, made_of, before.length or 0, _where(before, one)))
     return CachedRows(before, one, passes, form, stores, final and not touched)

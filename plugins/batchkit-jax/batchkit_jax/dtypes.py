@@ -30,7 +30,7 @@ def host_dtype(dtype: np.dtype[Any], leaf: str) -> np.dtype[Any]:
     Raises:
         BackendError: JAX has nothing for it; names ``leaf`` and a mend.
     """
-    native = dtype.newbyteorder("=")
+    native = dtype if dtype.isnative else dtype.newbyteorder("=")  # which not all dtypes have
     if native in _NATIVE:
         return jax.dtypes.canonicalize_dtype(native)
     if native.name in _EXTENDED and hasattr(jnp, native.name):

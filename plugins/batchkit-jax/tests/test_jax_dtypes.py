@@ -85,6 +85,13 @@ def test_dtype_that_jax_has_not_is_refused_by_name(values: Any, called: str, men
     assert ".drop('meta/t')" in str(caught.value)
 
 
+def test_text_of_any_width_is_refused_by_name() -> None:
+    if not hasattr(np.dtypes, "StringDType"):
+        pytest.skip("this NumPy has no StringDType")
+    with pytest.raises(bk.BackendError, match=r"leaf 's' is str, which JAX has not.*map\(\).*\.drop\('s'\)"):
+        _loader({"s": np.array(["a", "longer"], np.dtypes.StringDType())})
+
+
 def test_python_objects_are_refused_by_name() -> None:
     with pytest.raises(bk.BackendError, match="leaf 'x' is Python objects, which JAX has not"):
         JaxBackend().host_dtype(np.dtype(object), "x")

@@ -26,7 +26,9 @@ DTYPES = [
 
 
 def loaded(pipe: bk.Pipeline, executor: str, workers: int = 2, **options: Any) -> bk.Loader:
-    return bk.Loader(pipe, backend="jax", executor=executor, workers=workers, **options)
+    return bk.Loader(
+        pipe, backend="jax", executor=executor, workers="auto" if executor == "inline" else workers, **options
+    )
 
 
 # -- bytes

@@ -27,7 +27,9 @@ DTYPES = [
 
 
 def loaded(pipe: bk.Pipeline, executor: str, workers: int = 2, **options: Any) -> bk.Loader:
-    return bk.Loader(pipe, backend="tensorflow", executor=executor, workers=workers, **options)
+    return bk.Loader(
+        pipe, backend="tensorflow", executor=executor, workers="auto" if executor == "inline" else workers, **options
+    )
 
 
 # -- bytes

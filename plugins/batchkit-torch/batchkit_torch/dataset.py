@@ -48,8 +48,10 @@ class TorchDataset(IterableDataset[Any]):
         if info is None:
             return iter(self._loader)
         if self._in_worker is None:
-            # One of its own and without threads: those of a parent that was forked are not here.
-            self._in_worker = self._loader.replicate(backend=self._host_backend, device="cpu", executor="inline")
+            # One of its own and without threads: those of a parent that was forked are not here. What only
+            # executors with workers take is left out.
+            without = {"executor": "inline", "timeout": None, "memory_limit": None}
+            self._in_worker = self._loader.replicate(backend=self._host_backend, device="cpu", **without)
         began, turn = self._turns.get(info.id, (None, 0))
         turn = turn + 1 if began is info else 0
         self._turns[info.id] = (info, turn)

@@ -62,6 +62,14 @@ def test_has_no_length_where_none_is_known() -> None:
         len(dataset)
 
 
+@pytest.mark.parametrize(
+    "options", [{"workers": 2}, {"executor": "threads", "workers": 2, "timeout": 60}, {"memory_limit": "1GB"}]
+)
+def test_in_workers_it_does_not_matter_which_executor_the_loader_has(options: dict[str, Any]) -> None:
+    with bk.Loader(pipeline(), backend="torch", **options) as loader:
+        assert order(workers(loader.as_dataset(), 1)) == wanted(pipeline(), 0)
+
+
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_without_workers_each_iteration_is_the_loaders_next_epoch(wrapped: bool) -> None:
     loader = bk.Loader(pipeline(), backend="torch")

@@ -26,7 +26,9 @@ EXTENDED = ["bfloat16", "float8_e4m3fn", "float8_e5m2"]
 
 
 def loaded(pipe: bk.Pipeline, executor: str, workers: int = 2, **options: Any) -> bk.Loader:
-    return bk.Loader(pipe, backend="torch", executor=executor, workers=workers, **options)
+    return bk.Loader(
+        pipe, backend="torch", executor=executor, workers="auto" if executor == "inline" else workers, **options
+    )
 
 
 # -- bytes
