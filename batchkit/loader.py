@@ -414,15 +414,10 @@ class Loader:
         return Slots(self.backend, self._options["narrow"])
 
     def replicate(self, **changes: Any) -> Loader:
-        """Return a new loader of the same pipeline and options, some of them changed, at epoch 0.
-
-        With ``executor="inline"`` it has no workers.
-        """
+        """Return a new loader of the same pipeline and options, some of them changed, at epoch 0."""
         for name in changes:
             if name not in self._options:
                 raise PipelineError(f"Loader has no option {name!r}{option_hint(name, self._options)}")
-        if changes.get("executor") == "inline":
-            changes.setdefault("workers", "auto")
         return Loader(self.pipeline, **{**self._options, **changes})
 
     def __reduce__(self) -> tuple[Any, ...]:
