@@ -255,6 +255,7 @@ def bucket_lengths(
     if callable(stage.length):
         return _called(stage, stage.length, split_rows(columns) if items is None else items, ids)
     found = column_lengths(columns) if items is None else item_lengths(items, ids, after)
+    stage.check_leaves(list(found))
     if stage.length is not None:
         return _named(stage, stage.length, found)
     varying = {path: lengths for path, lengths in found.items() if lengths is not None}

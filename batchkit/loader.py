@@ -273,6 +273,10 @@ class Loader:
             raise TypeError(f"this loader has no length: {why}")
         return self.plan.steps_per_epoch
 
+    def __bool__(self) -> bool:
+        """Return ``True``, also where there is no length, or no batch."""
+        return True
+
     def __repr__(self) -> str:
         where = f"backend={self.backend.name!r} executor={self.executor.name!r}"
         return f"<Loader {where} shard={self.shard} epoch={self.epoch}>"
@@ -401,6 +405,19 @@ class Loader:
         with self._lock:
             self._check_open()
             self._cursor, self._current = Cursor(epoch, step, fresh=True, walk=walk), None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make ``epoch`` the next one: the next iteration begins with its first batch.
+
+        An iteration that is going on goes on by itself, and no longer moves the loader.
+
+        Raises:
+            PipelineError: it is negative, or no whole number.
+        """
+        wanted = at_least(epoch, "set_epoch(epoch)", 0)
+        with self._lock:
+            self._check_open()
+            self._cursor, self._current = Cursor(wanted, 0, fresh=True), None
 
     # -- handing over
 

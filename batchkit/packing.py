@@ -13,7 +13,7 @@ from batchkit import stages as st
 from batchkit import tree as tree_
 from batchkit.bins import BestFit, Bins, FirstFit, Piece
 from batchkit.casting import fill_value
-from batchkit.errors import MissingLeafError, SchemaError, StageError, StateError, nearest
+from batchkit.errors import SchemaError, StageError, StateError
 from batchkit.layouts import INT32, Layout, Packed
 from batchkit.lengths import agreed, column_lengths, item_lengths
 from batchkit.ragged import Ragged
@@ -171,19 +171,15 @@ def packed_lengths(
 
 
 def _check_leaves(stage: st.Pack, scalars: Sequence[str], paths: Sequence[str]) -> None:
-    """Make sure that every leaf is a sequence, and that the stage names all or none."""
+    """Make sure that every leaf is a sequence, that the stage names all or none, and none that is not there."""
     if scalars:
         raise SchemaError(
             f"{stage.label}: {tree_.leaf_label(scalars[0])} is one value a row, and only sequences can be packed. "
             "Leave it out with drop(), or repeat it along the sequence in a map()"
         )
+    stage.check_leaves(paths)
     if stage.leaves is None:
         return
-    for leaf in stage.leaves:
-        if leaf not in paths:
-            raise MissingLeafError(
-                f"{stage.label}: there is no leaf {leaf!r}{nearest(leaf, list(paths))} (there are: {', '.join(paths)})"
-            )
     for path in paths:
         if path not in stage.leaves:
             raise SchemaError(

@@ -48,6 +48,7 @@ def fresh(key: Any, rows: int, dtype: np.dtype[Any], row_shape: tuple[int, ...])
 def padded_schema(stage: st.PaddedBatch, schema: Tree) -> Tree:
     """Return the schema of rows behind ``padded_batch``: sizes that the stage fixes are known."""
     leaves, treedef = tree_.flatten(schema)
+    stage.check_leaves(tree_.paths(treedef))
     added: dict[str, LeafSpec] = {}
     for index, path in enumerate(tree_.paths(treedef)):
         spec, sides = leaves[index], stage.sides(path)
@@ -78,6 +79,7 @@ class _Padding:
     def columns(self, given: Tree) -> Tree:
         """Return columns of which some are ragged as arrays."""
         leaves, treedef = tree_.flatten(given)
+        self._stage.check_leaves(tree_.paths(treedef))
         for index, path in enumerate(tree_.paths(treedef)):
             leaf = leaves[index]
             if isinstance(leaf, (Ragged, RaggedRows)):
@@ -91,7 +93,7 @@ class _Padding:
         self._lengths[path] = lengths
         sides = self._target(path, (int(lengths.max(initial=0)), *leaf.values.shape[1:]), lambda row: int(lengths[row]))
         dtype = native(leaf.dtype)
-        fill = fill_value(self._stage.value(path), dtype, path, "padded_batch")
+        fill = fill_value(self._stage.value(path), dtype, path, self._stage.verb)
         out = self._leased(path, len(leaf), dtype, sides)
         if sides[1:] == leaf.values.shape[1:]:
             return leaf.padded(sides[0], fill, out)
@@ -107,6 +109,7 @@ class _Padding:
     def stacked(self, items: Sequence[Tree]) -> Tree:
         """Return rows as columns."""
         leaves, treedef = tree_.flatten(items[0])
+        self._stage.check_leaves(tree_.paths(treedef))
         every: list[list[Any]] = [[leaf] for leaf in leaves]
         for number, item in enumerate(items[1:], 1):
             others, other = tree_.flatten(item)
@@ -136,7 +139,7 @@ class _Padding:
         sides = self._target(path, longest, lambda row: arrays[row].shape)
         dtype = native(np.result_type(*{array.dtype for array in arrays}))  # of text, the longest
         out = self._leased(path, len(arrays), dtype, sides)
-        out[...] = fill_value(self._stage.value(path), dtype, path, "padded_batch")
+        out[...] = fill_value(self._stage.value(path), dtype, path, self._stage.verb)
         for place, array in enumerate(arrays):
             out[_corner(place, array.shape)] = array
         return out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
@@ -77,8 +77,8 @@ class Pipeline:
         With ``window`` only each run of so many rows is permuted, and never more of them are held: for a
         generator, and behind stages that change how many rows there are.
 
-        ``reshuffle=False`` keeps the first epoch's order for ever: that is how a data set is split,
-        ``.shuffle(7, reshuffle=False).take(1000)`` and ``.shuffle(7, reshuffle=False).skip(1000)``.
+        ``reshuffle=False`` is one order for ever, by the seed and the number of rows alone: that is how a data set
+        is split, ``.shuffle(7, reshuffle=False).take(1000)`` and ``.shuffle(7, reshuffle=False).skip(1000)``.
         """
         return self._then(st.Shuffle(seed, reshuffle, window))
 
@@ -103,9 +103,9 @@ class Pipeline:
         """Apply ``fn(row, **kwargs) -> row``, or behind ``batch`` ``fn(columns, **kwargs) -> columns``.
 
         A row is a tree of scalars and arrays; columns are the same tree of arrays with one
-        leading axis, whose length ``fn`` must keep. ``fn`` may be ``"module:name"``. It must
-        be a pure function of its arguments and return arrays of its own; each rank calls it on
-        its own rows of a batch.
+        leading axis, whose length ``fn`` must keep. ``fn`` may be ``"module:name"``; numbers of NumPy's
+        among ``kwargs`` arrive as Python's. It must be a pure function of its arguments; what it
+        returns and keeps itself is copied. Each rank calls it on its own rows of a batch.
         """
         return self._then(st.Map(fn, kwargs))  # type: ignore[arg-type]
 
@@ -619,13 +619,15 @@ def from_sequence(sequence: Any) -> Pipeline:
     return Pipeline(SequenceSource(sequence))
 
 
-def from_generator(fn: Callable[..., Any] | str, *, batched: bool = False, **kwargs: Any) -> Pipeline:
+def from_generator(fn: Callable[..., Any] | Iterable[Any] | str, *, batched: bool = False, **kwargs: Any) -> Pipeline:
     """Rows, or with ``batched=True`` whole batches, from ``fn(**kwargs)``, called anew each epoch.
 
-    Rows are counted as they come; resuming replays the generator up to where it was.
+    ``fn`` may also be an object that can be iterated over again, such as torch's ``IterableDataset``: each epoch
+    begins with ``iter(fn)``. Rows are counted as they come; resuming replays them up to where it was, unless the
+    iterator (not the object) has ``state_dict()`` and ``load_state_dict()``.
 
     Raises:
-        PipelineTypeError: ``fn`` is not a function.
+        PipelineTypeError: ``fn`` is neither, or an iterator, which can be used once only.
     """
     return Pipeline(GeneratorSource(fn, batched, kwargs))
 

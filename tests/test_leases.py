@@ -86,6 +86,7 @@ def test_columns_that_other_threads_let_go_are_never_filled_before() -> None:
         ("executors/pieces.py", "self.memory"),
         ("executors/arena.py", "self.root"),
         ("plan/rows/ownership.py", "root"),
+        ("sources/sharing.py", "root"),
     ],
 )
 def test_a_count_is_compared_with_one_of_the_same_expression(file: str, counted: str) -> None:

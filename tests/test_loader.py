@@ -60,14 +60,6 @@ def test_without_reshuffle_every_epoch_has_the_first_ones_order() -> None:
     assert [values(fixed) for _ in range(3)] == [first] * 3
 
 
-def test_a_split_by_a_fixed_shuffle_never_mixes() -> None:
-    whole = numbers().shuffle(7, reshuffle=False)
-    test, train = whole.take(5).batch(5), whole.skip(5).shuffle(1).batch(15)
-    with bk.Loader(test) as held_out, bk.Loader(train) as seen:
-        for _ in range(3):
-            assert sorted(values(held_out)[0] + values(seen)[0]) == list(range(20))
-
-
 def test_epoch_names_the_one_going_on_and_then_the_next() -> None:
     with bk.Loader(numbers().batch(10)) as loader:
         assert loader.epoch == 0

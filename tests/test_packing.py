@@ -254,6 +254,7 @@ def test_values_with_axes_text_and_ordinary_columns_are_packed() -> None:
     assert np.array_equal(got["v"], wanted)
     assert got["s"].tolist() == [["a", "bb", "-", "-"], ["c", "d", "e", "-"]]
     even = np.arange(6, dtype=">i2").reshape(3, 2)
+    stage = stages.Pack(4)
     packer = Packer(stage)
     packed = Packed.joined([packer.add(packed_lengths(stage, even, None, range(3))), packer.finish()])
     out, ids, positions = packed_columns(stage, even, packed, range(3), "", fresh)

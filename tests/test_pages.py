@@ -1,8 +1,9 @@
-"""The examples of docs/stages.md and docs/checkpointing.md run, and what the pages list is what there is."""
+"""The examples of the pages run, and what the pages list is what there is."""
 
 from __future__ import annotations
 
 import doctest
+import inspect
 import re
 from pathlib import Path
 
@@ -21,11 +22,24 @@ def page(name: str) -> str:
     return (DOCS / name).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["stages.md", "checkpointing.md"])
+@pytest.mark.parametrize("name", ["stages.md", "checkpointing.md", "coming-from.md"])
 def test_the_examples_of_a_page_run_and_print_what_is_shown(name: str) -> None:
     result = doctest.testfile(str(DOCS / name), module_relative=False)
     assert result.failed == 0
     assert result.attempted > 10
+
+
+def test_the_verbs_and_options_that_other_loaders_are_compared_with_are_there() -> None:
+    code = " ".join(re.findall(r"`([^`]+)`", "".join(re.findall(r"^\|.*\|(.*)\|$", page("coming-from.md"), re.M))))
+    for verb in set(re.findall(r"(?<![\w)])\.(\w+)\(", code)):
+        assert hasattr(bk.Pipeline, verb), verb
+    for name in set(re.findall(r"bk\.(\w+)", code)):
+        assert hasattr(bk, name), name
+    for method in set(re.findall(r"loader\.(\w+)", code)):
+        assert hasattr(bk.Loader, method), method
+    options = set(re.findall(r"(\w+)=", " ".join(re.findall(r"(?<!Data)Loader\(([^)]*)\)", code))))
+    assert options
+    assert options <= set(inspect.signature(bk.Loader).parameters)
 
 
 def test_the_page_lists_every_verb() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -13,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -293,8 +294,12 @@ def test_rows_that_depend_on_their_batch_may_be_meant() -> None:
     assert bk.verify(source().batch(8).map(centred), steps=4, without=["batch size", "ranks", "process"]).ok
 
 
-def test_one_buffer_for_all_rows_is_found() -> None:
+def test_one_buffer_for_some_of_the_rows_is_found() -> None:
+    """One for all rows shows in the first of a run, and is copied."""
+
     def filled(row: Any) -> Any:
+        if row["i"] % 2:
+            return {"x": row["x"] * 1}
         scratch[:] = row["x"]
         return {"x": scratch}
 
@@ -394,11 +399,24 @@ def test_a_sequence_with_other_rows_each_time_is_found() -> None:
 # --- states
 
 
-def test_an_argument_whose_name_is_an_address_is_found() -> None:
+@dataclasses.dataclass(frozen=True)
+class Looked(bk.ColumnStage):
+    verb: ClassVar[str] = "looked"
+    table: Any
+
+    @property
+    def label(self) -> str:
+        return f"looked({self.table!r})"
+
+    def apply(self, columns: Any) -> Any:
+        return columns
+
+
+def test_a_label_with_an_address_is_found() -> None:
     class Table:
         pass
 
-    finding = only(judged(source().map(lambda row, table: row, table=Table()).batch(8), "state"))
+    finding = only(judged(source().apply(Looked(Table())).batch(8), "state"))
     assert (finding.check, finding.stage) == ("state", 1)
     assert "address in memory" in finding.what
 

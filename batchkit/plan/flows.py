@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from batchkit import stages as st
+from batchkit import tree as tree_
 from batchkit.bucketing import bounds_of, filled_leaves
 from batchkit.caching import NoRuns
 from batchkit.errors import PipelineError
@@ -226,12 +227,16 @@ class _Compiler:
         elif isinstance(stage, st.OrderStage):
             self._order(one, stage, place)
         elif isinstance(stage, st.Pack):
+            self._check_leaves(stage, place)
             lengths = self._lengths(stage, place)  # may change the flow
             self.flow = PackFlow(self.flow, stage, lengths, self._pass_rows)
             self.packs = stage
         elif isinstance(stage, st.BucketBatch):
+            self._check_leaves(stage, place)
             self._bucketed(one, stage, place)
         elif isinstance(stage, st.Batch):
+            if isinstance(stage, st.PaddedBatch):
+                self._check_leaves(stage, place)
             self._cut(one, stage, place > self._last_uncut)
         elif isinstance(stage, st.Unbatch):
             if self.flow.batched:  # else it was a chunk
@@ -274,6 +279,12 @@ class _Compiler:
             raise refuse_shuffle(stage, behind(self._placed[:place], self._pipeline.source))
         else:
             raise PipelineError(f"stage {one.number} {stage.label} cannot follow rows that have no numbers")
+
+    def _check_leaves(self, stage: st.PaddedBatch | st.BucketBatch | st.Pack, place: int) -> None:
+        """Say now what is named and not there, where the leaves of rows are known without looking at one."""
+        schema = row_schema(self._pipeline.source, self._placed[:place])
+        if schema is not None:
+            stage.check_leaves(tree_.paths(tree_.flatten(schema)[1]))
 
     def _cut(self, one: Placed, stage: st.Batch, final: bool) -> None:
         counted = any(changes_number(pending.stage) for pending in self._pending)

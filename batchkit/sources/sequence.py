@@ -12,6 +12,7 @@ import numpy.typing as npt
 from batchkit import tree as tree_
 from batchkit.errors import PipelineTypeError, SchemaError, SourceError
 from batchkit.schema import spec_tree
+from batchkit.sources.sharing import OwnRows
 from batchkit.sources.stacking import detached, stack_rows
 from batchkit.tree import Tree
 
@@ -20,6 +21,10 @@ __all__ = ["SequenceSource"]
 _SAMPLED_ROWS = 64
 _SAMPLED_VALUES = 1024  # of one array or list
 _SAMPLED_BYTES = 1 << 20
+
+
+_KEPT = (list, tuple, np.ndarray)
+"""What holds its rows itself, and does not fill them anew when it is asked for another one."""
 
 
 class SequenceSource:
@@ -82,6 +87,8 @@ class SequenceSource:
     def read(self, rows: npt.NDArray[np.int64]) -> list[Tree]:
         """Return one tree a row, in dicts of its own."""
         numbers = rows.tolist()
+        if not numbers:
+            return []
         many = getattr(self.sequence, "__getitems__", None)
         if many is not None:
             try:
@@ -90,10 +97,19 @@ class SequenceSource:
                 raise SourceError(f"reading rows {numbers} of the sequence failed: {_cause(exc)}") from exc
             if len(items) != len(numbers):
                 raise SourceError(f"__getitems__ of the sequence gave {len(items)} rows for {len(numbers)} numbers")
+            # A function may change the row it is given: it must not change the sequence's own dict.
+            found = [detached(item) for item in items]
+            del items
         else:
-            items = [self._item(number) for number in numbers]
-        # A function may change the row it is given: it must not change the sequence's own dict.
-        return [detached(item) for item in items]
+            found = [detached(self._item(numbers[0]))]
+        owned = OwnRows()
+        copied = not isinstance(self.sequence, _KEPT) and owned.look(found, 0)
+        if many is None:
+            if copied:  # before the next row is asked for
+                found[0] = owned(found[0])
+                return found + [owned(detached(self._item(number))) for number in numbers[1:]]
+            return found + [detached(self._item(number)) for number in numbers[1:]]
+        return [owned(row) for row in found] if copied else found
 
     def _item(self, number: int) -> Any:
         try:

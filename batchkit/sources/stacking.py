@@ -12,6 +12,7 @@ from batchkit import tree as tree_
 from batchkit.casting import alike_mend
 from batchkit.errors import SchemaError
 from batchkit.schema import as_leaf, slot_dtype, spec_of
+from batchkit.sources.sharing import own
 from batchkit.tree import Tree
 
 __all__ = ["Lease", "both_text", "detached", "normalise_row", "split_rows", "stack_rows"]
@@ -35,13 +36,13 @@ def normalise_row(row: Any, where: str) -> Tree:
 
 def detached(row: Any, copy: bool = False) -> Tree:
     """Return the row in dicts and tuples of its own; with ``copy``, in arrays of its own, too."""
+    if copy:
+        return own(row)
     if type(row) is dict:
-        return {key: detached(value, copy) for key, value in row.items()}
+        return {key: detached(value) for key, value in row.items()}
     if type(row) is tuple:
-        return tuple([detached(value, copy) for value in row])
-    if copy and isinstance(row, np.ndarray):
-        return row.copy()
-    return tree_.map_leaves(lambda leaf: detached(leaf, copy), row) if hasattr(row, "_fields") else row
+        return tuple([detached(value) for value in row])
+    return tree_.map_leaves(detached, row) if hasattr(row, "_fields") else row
 
 
 def split_rows(columns: Tree) -> list[Tree]:

@@ -30,6 +30,7 @@ class Cache(Stage):
     """Whether rows are kept; where they are not, each is computed again as it was in the first epoch."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.path is not None:
             if not isinstance(self.path, (str, os.PathLike)):
                 raise PipelineTypeError(f"cache(path) must be text or a Path, not {self.path!r}")

@@ -68,6 +68,7 @@ class Select(ColumnStage):
     names: tuple[str, ...]
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "names", _names(self.names, self.verb))
 
     def arguments(self) -> dict[str, Any]:
@@ -90,6 +91,7 @@ class Drop(ColumnStage):
     names: tuple[str, ...]
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "names", _names(self.names, self.verb))
 
     def arguments(self) -> dict[str, Any]:
@@ -111,6 +113,7 @@ class Rename(ColumnStage):
     names: Mapping[str, str]
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         valid = isinstance(self.names, Mapping) and self.names
         if not valid or not all(isinstance(name, str) and isinstance(new, str) for name, new in self.names.items()):
             raise PipelineTypeError(f"rename() maps old names to new ones, such as old='new', not {self.names!r}")
@@ -162,6 +165,7 @@ class Cast(ColumnStage):
     dtypes: Mapping[str, str]
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not isinstance(self.dtypes, Mapping) or not self.dtypes:
             raise PipelineTypeError(f"cast() maps leaf names to dtypes, such as label='int32', not {self.dtypes!r}")
         object.__setattr__(self, "dtypes", {name: _name(dtype) for name, dtype in self.dtypes.items()})

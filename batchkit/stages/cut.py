@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from batchkit.arguments import check_by_leaf
 from batchkit.errors import PipelineError, PipelineTypeError, SchemaError, nearest
 from batchkit.functions import describe_function, exportable_name, resolve_function
 from batchkit.stages.stage import Stage, at_least
@@ -31,8 +32,9 @@ class Batch(Stage):
     collate: Callable[..., Any] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        at_least(self.size, "batch(size)", 1)
-        _check_remainder("batch", self.remainder)
+        super().__post_init__()
+        at_least(self.size, f"{self.verb}(size)", 1)
+        _check_remainder(self.verb, self.remainder)
         if isinstance(self.collate, str):
             object.__setattr__(self, "collate", resolve_function(self.collate, "batch(collate)"))
         if self.collate is None:
@@ -90,8 +92,7 @@ class PaddedBatch(Batch):
     lengths: bool = False
 
     def __post_init__(self) -> None:
-        at_least(self.size, "padded_batch(size)", 1)
-        _check_remainder("padded_batch", self.remainder)
+        super().__post_init__()
         at_least(self.multiple_of, "padded_batch(multiple_of)", 1)
         for value in self.length.values() if isinstance(self.length, Mapping) else (self.length,):
             for side in value if isinstance(value, (list, tuple)) else (value,):
@@ -104,6 +105,15 @@ class PaddedBatch(Batch):
                 )
         if not isinstance(self.lengths, bool):
             raise PipelineTypeError(f"padded_batch(lengths) must be True or False, not {self.lengths!r}")
+
+    def check_leaves(self, paths: Sequence[str]) -> None:
+        """Make sure that rows have the leaves that are named.
+
+        Raises:
+            MissingLeafError: there is no such leaf; names the argument and the nearest leaf.
+        """
+        check_by_leaf(self.length, paths, f"{self.verb}(length)")
+        check_by_leaf(self.pad_value, paths, f"{self.verb}(pad_value)")
 
     def sides(self, leaf: str) -> tuple[int | None, ...] | None:
         """Return the sizes that a leaf is filled up to along its axes; ``None`` if the rows decide."""
@@ -138,6 +148,7 @@ class Rebatch(Stage):
     remainder: str = "keep"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least(self.size, "rebatch(size)", 1)
         _check_remainder("rebatch", self.remainder)
 
@@ -157,6 +168,7 @@ class Window(Stage):
     remainder: str = "drop"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least(self.length, "window(length)", 1)
         if self.stride is not None:
             at_least(self.stride, "window(stride)", 1)

@@ -37,15 +37,17 @@ class OrderStage(Stage):
     def locator(self, before: int | None, ordinal: int) -> Locator:
         """Return the function from (positions, epochs) after the stage to those before it.
 
-        ``ordinal`` counts the random stages before this one, so that no two draw alike.
+        ``ordinal`` counts the random stages before this one, so that no two draw alike; a shuffle that keeps
+        one order for ever has that order at any place.
         """
         raise TypeError(f"{type(self).__name__} has no locator()")
 
 
 @dataclass(frozen=True)
 class Shuffle(OrderStage):
-    """Permute all rows; another order every epoch unless ``reshuffle`` is false.
+    """Permute all rows: another order every epoch, and another one than any other shuffle of the pipeline.
 
+    With ``reshuffle`` false there is one order for ever, which follows from the seed and the number of rows alone.
     With a ``window`` only the rows of each run of so many are permuted among themselves.
     """
 
@@ -55,6 +57,7 @@ class Shuffle(OrderStage):
     window: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least(self.seed, "shuffle(seed)", 0)
         if not isinstance(self.reshuffle, bool):
             raise PipelineTypeError(f"shuffle(reshuffle) must be True or False, not {self.reshuffle!r}")
@@ -72,12 +75,19 @@ class Shuffle(OrderStage):
         if self.window is not None:
             return _WindowLocator(before, self, ordinal)
         assert before is not None
-        return _ShuffleLocator(before, (_SHUFFLE, self.seed, ordinal), self.reshuffle)
+        return _ShuffleLocator(before, self, ordinal)
+
+    def key(self, ordinal: int, epoch: int) -> tuple[int, ...]:
+        """Return what the order of an epoch is keyed by.
+
+        One that is kept for ever divides a data set, also in several pipelines or parts that are used together: it
+        is the same wherever the stage stands.
+        """
+        return (_SHUFFLE, self.seed, ordinal, epoch) if self.reshuffle else (_SHUFFLE, self.seed, 0, 0)
 
     def block(self, rows: int, ordinal: int, epoch: int, number: int) -> npt.NDArray[np.int64]:
         """Return the order of the ``rows`` rows of one window of an epoch."""
-        key = (_SHUFFLE, self.seed, ordinal, epoch if self.reshuffle else 0, number)
-        return Permutation(rows, key).block(0, rows)
+        return Permutation(rows, (*self.key(ordinal, epoch), number)).block(0, rows)
 
 
 class _ShuffleLocator:
@@ -85,13 +95,13 @@ class _ShuffleLocator:
 
     KEPT = 4
 
-    def __init__(self, length: int, key: tuple[int, ...], reshuffle: bool) -> None:
-        self._length, self._key, self._reshuffle = length, key, reshuffle
+    def __init__(self, length: int, stage: Shuffle, ordinal: int) -> None:
+        self._length, self._stage, self._ordinal = length, stage, ordinal
         self._kept: dict[int, Permutation] = {}
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_length": self._length, "_key": self._key, "_reshuffle": self._reshuffle}
+        return {"_length": self._length, "_stage": self._stage, "_ordinal": self._ordinal}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _kept={}, _lock=threading.Lock())
@@ -102,15 +112,15 @@ class _ShuffleLocator:
             with self._lock:
                 found = self._kept.get(epoch)
                 if found is None:
-                    found = Permutation(self._length, (*self._key, epoch))
+                    found = Permutation(self._length, self._stage.key(self._ordinal, epoch))
                     while len(self._kept) >= self.KEPT:
                         self._kept.pop(next(iter(self._kept)))
                     self._kept[epoch] = found
         return found
 
     def __call__(self, positions: Positions, epochs: Epochs) -> tuple[Positions, Epochs]:
-        if isinstance(epochs, int):
-            permutation = self._permutation(epochs if self._reshuffle else 0)
+        if isinstance(epochs, int) or not self._stage.reshuffle:
+            permutation = self._permutation(epochs if isinstance(epochs, int) and self._stage.reshuffle else 0)
             if isinstance(positions, range):
                 return permutation.block(positions.start, positions.stop), epochs
             return permutation(positions), epochs
@@ -118,7 +128,7 @@ class _ShuffleLocator:
         wanted = np.asarray(positions, np.int64)
         for epoch in np.unique(epochs):
             chosen = epochs == epoch
-            rows[chosen] = self._permutation(int(epoch) if self._reshuffle else 0)(wanted[chosen])
+            rows[chosen] = self._permutation(int(epoch))(wanted[chosen])
         return rows, epochs
 
 
@@ -161,6 +171,7 @@ class Repeat(OrderStage):
     count: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.count is not None:
             at_least(self.count, "repeat(count)", 1)
 
@@ -194,6 +205,7 @@ class Take(OrderStage):
     count: int
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least(self.count, "take(count)", 0)
 
     def length(self, before: int | None) -> int | None:
@@ -211,6 +223,7 @@ class Skip(OrderStage):
     count: int
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least(self.count, "skip(count)", 0)
 
     def length(self, before: int | None) -> int | None:

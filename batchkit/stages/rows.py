@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from batchkit.arguments import describe_value, plain, plain_scalar
 from batchkit.errors import PipelineError, PipelineTypeError
 from batchkit.functions import describe_function, exportable_name, resolve_function
 from batchkit.stages.cut import Batch
@@ -23,12 +24,14 @@ RANDOM_MAP = 2
 class FunctionStage(Stage):
     """A stage with a user's function ``fn`` (or its name ``"module:name"``) and keyword arguments for it."""
 
+    as_given: ClassVar[tuple[str, ...]] = ("fn", "kwargs")
     fn: Callable[..., Any]
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     draws: ClassVar[bool] = False
     """Whether the function is passed an ``rng``."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if isinstance(self.fn, str):
             object.__setattr__(self, "fn", resolve_function(self.fn, f"{self.verb}(fn)"))
         if not callable(self.fn):
@@ -43,10 +46,12 @@ class FunctionStage(Stage):
                 f"{self.verb}({describe_function(self.fn)}): the function needs an rng, which {self.verb}() does not "
                 f"pass. {mend}"
             )
+        # A pipeline that is exported and read back gives the function these numbers, too.
+        object.__setattr__(self, "kwargs", {name: plain_scalar(value) for name, value in self.kwargs.items()})
 
     @property
     def label(self) -> str:
-        given = "".join(f", {name}={value!r}" for name, value in self._options().items())
+        given = "".join(f", {name}={describe_value(value)}" for name, value in self._options().items())
         return f"{self.verb}({describe_function(self.fn)}{given})"
 
     def _options(self) -> dict[str, Any]:
@@ -59,7 +64,7 @@ class FunctionStage(Stage):
             if option.name not in ("fn", "kwargs") and value != option.default:
                 given[option.name] = value
         if self.kwargs:
-            given["kwargs"] = dict(self.kwargs)
+            given["kwargs"] = plain(self.kwargs)
         return given
 
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from batchkit.arguments import check_by_leaf, describe_value
 from batchkit.errors import PipelineError, PipelineTypeError, nearest
 from batchkit.functions import describe_function, exportable_name, resolve_function
 from batchkit.stages.cut import REMAINDERS, Batch, PaddedBatch
@@ -78,6 +79,7 @@ class Pack(Stage):
     pad_value: Any = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "length", _pack_length(self.length))
         _one_of(self.method, "pack(method)", METHODS)
         object.__setattr__(self, "bins", at_least(self.bins, "pack(bins)", 1))
@@ -98,6 +100,16 @@ class Pack(Stage):
     def limits(self) -> tuple[int, ...]:
         """The length of every leaf of :attr:`leaves`, or the one for all."""
         return tuple(self.length.values()) if isinstance(self.length, dict) else (self.length,)
+
+    def check_leaves(self, paths: Sequence[str]) -> None:
+        """Make sure that rows have the leaves that are named.
+
+        Raises:
+            MissingLeafError: there is no such leaf; names the argument and the nearest leaf.
+        """
+        if isinstance(self.length, Mapping):
+            check_by_leaf(self.length, paths, self.label)
+        check_by_leaf(self.pad_value, paths, f"{self.verb}(pad_value)")
 
     def value(self, leaf: str) -> Any:
         """Return what a leaf is filled with."""
@@ -131,6 +143,7 @@ class BucketBatch(Batch):
     lengths: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
+        Stage.__post_init__(self)  # not that of Batch, which needs a size
         if (self.size is None) == (self.max_tokens is None):
             raise PipelineError(
                 "bucket_batch() needs either size, the rows of a batch, or max_tokens, the places of a padded batch"
@@ -209,7 +222,15 @@ class BucketBatch(Batch):
         if self.pad_to == "bucket" and bound is not None:
             length = bound if leaves is None else dict.fromkeys(leaves, bound)
         rows = self.rows_of(bound) or 1
-        return PaddedBatch(rows, self.remainder, length, self.multiple_of, self.pad_value, self.lengths)
+        return _Filled(rows, self.remainder, length, self.multiple_of, self.pad_value, self.lengths)
+
+    def check_leaves(self, paths: Sequence[str]) -> None:
+        """Make sure that rows have the leaves that are named.
+
+        Raises:
+            MissingLeafError: there is no such leaf; names the argument and the nearest leaf.
+        """
+        check_by_leaf(self.pad_value, paths, f"{self.verb}(pad_value)")
 
     def batches(self, rows: int | None) -> int | None:
         """Refuse: how many batches there are depends on how long the rows are."""
@@ -217,7 +238,7 @@ class BucketBatch(Batch):
 
     @property
     def label(self) -> str:
-        shown = {name: repr(value) for name, value in self._given().items()}
+        shown = {name: describe_value(value) for name, value in self._given().items()}
         if callable(self.length):
             shown["length"] = describe_function(self.length)
         return f"{self.verb}({', '.join(f'{name}={value}' for name, value in shown.items())})"
@@ -237,6 +258,13 @@ class BucketBatch(Batch):
 
     def _given(self) -> dict[str, Any]:
         return super().arguments()
+
+
+@dataclass(frozen=True)
+class _Filled(PaddedBatch):
+    """How the rows of a bucket are filled up; messages name the stage that the user wrote."""
+
+    verb: ClassVar[str] = BucketBatch.verb
 
 
 def _one_of(value: Any, what: str, words: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ import operator
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from batchkit.arguments import describe_value, plain
 from batchkit.errors import PipelineError, PipelineTypeError, nearest
 from batchkit.tree import Tree
 
@@ -15,15 +16,27 @@ __all__ = ["ColumnStage", "Stage", "at_least", "whole"]
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One step of a pipeline's description; a frozen dataclass without behaviour of its own."""
+    """One step of a pipeline's description; a frozen dataclass without behaviour of its own.
+
+    Numbers, booleans and text of NumPy's among the arguments become Python's, so that equal pipelines have equal
+    labels, states and JSON. A ``__post_init__`` of a subclass calls that of this class first.
+    """
 
     verb: ClassVar[str]
+    as_given: ClassVar[tuple[str, ...]] = ()
+    """The arguments that are left as they are."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            given = getattr(self, field.name)
+            if field.name not in self.as_given and (own := plain(given)) is not given:
+                object.__setattr__(self, field.name, own)
 
     @property
     def label(self) -> str:
         """How messages name the stage, with its arguments: ``batch(size=256, remainder='drop')``."""
         given = ", ".join(
-            f"{field.name}={getattr(self, field.name)!r}"
+            f"{field.name}={describe_value(getattr(self, field.name))}"
             for field in dataclasses.fields(self)
             if getattr(self, field.name) != field.default
         )

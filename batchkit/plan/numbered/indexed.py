@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from batchkit import stages as st
+from batchkit import tree as tree_
 from batchkit.errors import PipelineError
 from batchkit.plan.numbered import batches, nodes
 from batchkit.plan.numbered.caching import cached_batches, cached_rows
-from batchkit.plan.numbered.combining import PartedRows, PartRows, ZipRows, source_schema
+from batchkit.plan.numbered.combining import PartedRows, PartRows, ZipRows, known_schema, source_schema
 from batchkit.plan.numbered.passes import Passes
 from batchkit.plan.numbered.placing import Numbering, Placed, after, call_of, placed_stages
 from batchkit.plan.numbered.stores import Before
@@ -123,6 +124,9 @@ def _add(made: Indexed, one: Placed) -> None:
             made.batches, made.reordered = batches.OrderedBatches(made.batches, stage, number, ordinal), True
     elif isinstance(stage, st.Batch):
         if isinstance(stage, st.PaddedBatch):
+            schema = known_schema(made.made_of.source, [before.stage for before in made.made_of.stages])
+            if schema is not None:
+                stage.check_leaves(tree_.paths(tree_.flatten(schema)[1]))
             nodes.only_filled_up(made.rows)
         made.batches = made.cut = batches.CutRows(made.rows, stage, number, after(made.uncut), made.traced)
         if stage.collate is not None:

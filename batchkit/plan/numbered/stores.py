@@ -69,7 +69,8 @@ def _done(stages: tuple[Placed, ...] | list[Placed]) -> Any:
             continue
         verb = stage.verb if st.STAGES.get(stage.verb) is type(stage) else type(stage)
         fields = {field.name: getattr(stage, field.name) for field in dataclasses.fields(stage)}
-        done.append((verb, fields, ordinal if isinstance(stage, (st.RandomMap, st.Shuffle)) else 0))
+        by_place = isinstance(stage, st.RandomMap) or (isinstance(stage, st.Shuffle) and stage.reshuffle)
+        done.append((verb, fields, ordinal if by_place else 0))
     return done
 
 

@@ -21,7 +21,8 @@ from batchkit.ragged import Ragged, part
 from batchkit.random import RowRandom, ScalarRandom
 from batchkit.schema import as_leaf
 from batchkit.skipping import Guard
-from batchkit.sources.stacking import split_rows
+from batchkit.sources.sharing import OwnRows
+from batchkit.sources.stacking import detached, split_rows
 from batchkit.stages.order import Epochs
 from batchkit.tree import Tree
 
@@ -179,23 +180,38 @@ def _called_rows(items: list[Tree], rows: Rows, calls: Sequence[Call], sheet: Sh
     addresses = rows.addresses
     done: list[Tree] = []
     call = calls[0]
+    owned = OwnRows(detached(items[0]))
     try:
-        for item in items:
-            for call, function, draws in functions:  # the handlers below name it
-                if draws:
-                    index = len(done)
-                    item = function(item, ScalarRandom(call.key, rows.epoch_of(index), int(addresses[index])))
-                else:
-                    item = function(item)
-                if sheet is not None:
-                    sheet.lap(call.number) if done else sheet.columns(call.number, item, len(items))
-            done.append(item)
+        for stretch in (items[:1], items[1:]):
+            for item in stretch:
+                for call, function, draws in functions:  # the handlers below name it
+                    if draws:
+                        index = len(done)
+                        item = function(item, ScalarRandom(call.key, rows.epoch_of(index), int(addresses[index])))
+                    else:
+                        item = function(item)
+                    if sheet is not None:
+                        sheet.lap(call.number) if done else sheet.columns(call.number, item, len(items))
+                done.append(item)
+            item = None  # the list alone holds the row now
+            if not owned.looked and owned.look(done, 0, items[0]):
+                done[0] = owned(done[0])
+                functions[-1] = (call, _behind(functions[-1][1], owned), functions[-1][2])
     except BatchkitError as exc:
         exc.args = (f"{call.where}: row {rows.ids[len(done)]}: {exc}",)
         raise
     except Exception as exc:
         raise _failed(call, f"row {rows.ids[len(done)]}", exc) from exc
     return done
+
+
+def _behind(function: Callable[..., Any], owned: OwnRows) -> Callable[..., Any]:
+    """Return the function with what it returns made its own before it is called again."""
+
+    def called(*given: Any) -> Any:
+        return owned(function(*given))
+
+    return called
 
 
 def call_columns(columns: Tree, rows: Rows, calls: Sequence[Call], sheet: Sheet | None = None) -> Tree:

@@ -14,7 +14,8 @@ from batchkit.errors import BatchkitError, StageError
 from batchkit.metering import Sheet
 from batchkit.plan.rows.calls import Call, Rows, call_columns, call_rows
 from batchkit.skipping import Guard
-from batchkit.sources.stacking import split_rows
+from batchkit.sources.sharing import OwnRows
+from batchkit.sources.stacking import detached, split_rows
 from batchkit.tree import Tree
 
 __all__ = ["call_batches", "changes_number", "rowwise"]
@@ -134,8 +135,13 @@ def _expanded(rows: Rows, call: Call, guard: Guard | None) -> Rows:
     else:
         function = call.function
 
+        owned: OwnRows | None = None
+
         def expand(item: Tree, place: int) -> list[Tree]:
-            return _listed(function(item))
+            nonlocal owned
+            if owned is None or not owned.looked:
+                owned = OwnRows(detached(item))
+            return _listed(function(item), item, owned)
 
     places: list[int] = []
     numbers: list[int] = []
@@ -152,14 +158,21 @@ def _expanded(rows: Rows, call: Call, guard: Guard | None) -> Rows:
     return chosen
 
 
-def _listed(made: Any) -> list[Tree]:
+def _listed(made: Any, item: Tree, owned: OwnRows) -> list[Tree]:
+    """Return the rows that a function has made of one, each its own before the next one is asked for."""
     if isinstance(made, (dict, str, bytes, np.ndarray)) or not hasattr(made, "__iter__"):
         raise StageError(
             f"flat_map() needs a list of rows, or a generator, not a {type(made).__name__}. For one row return [row]"
         )
-    rows = []
+    rows: list[Tree] = []
+    copies = owned.copies
     for row in made:
         rows.append(row)
+        if not owned.looked:
+            row = None  # a generator, and the list that was returned, may hold it: then it is copied needlessly
+            copies = owned.look(rows, -1, item)
+        if copies:
+            rows[-1] = owned(rows[-1])
         if len(rows) > MOST:
             raise StageError(f"flat_map() made more than {MOST:,} rows of one: does the function's iterator end?")
     return rows

@@ -62,7 +62,7 @@ class TorchDataset(IterableDataset[Any]):
 
     def set_epoch(self, epoch: int) -> None:
         """Make ``epoch`` the next one, of this dataset, of its loader and of DataLoader workers that live on."""
-        self._loader.load_state_dict({**self._loader.state_dict(), "epoch": epoch, "step": 0, "walk": None})
+        self._loader.set_epoch(epoch)
         self._log.move(epoch, Position(epoch, 0))
 
     def __reduce__(self) -> tuple[Any, ...]:

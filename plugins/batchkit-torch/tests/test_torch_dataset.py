@@ -191,7 +191,7 @@ def test_set_epoch_chooses_the_next_epoch_of_the_loader() -> None:
 
 def test_set_epoch_refuses_what_is_no_epoch() -> None:
     dataset = bk.Loader(pipeline(), backend="torch").as_dataset()
-    with pytest.raises(bk.StateError, match="epoch"):
+    with pytest.raises(bk.PipelineError, match="epoch"):
         dataset.set_epoch(-1)
 
 
