@@ -95,6 +95,16 @@ class Bucketer:
         """The rows that are held back, rising."""
         return np.sort(np.concatenate(self._held))
 
+    @property
+    def shares(self) -> tuple[npt.NDArray[np.int64], ...]:
+        """The rows that are held back in every bucket, as they arrived; no later call changes them."""
+        return tuple(self._held)
+
+    @property
+    def longest(self) -> int:
+        """How long the longest row is that is held back in a bucket which ``max_tokens`` alone bounds."""
+        return self._longest
+
     def state(self) -> dict[str, Any]:
         """Return what is held back: how many rows ``"arrived"``, the rows ``"held"`` in every bucket, and the
         ``"longest"`` of those in a bucket that ``max_tokens`` alone bounds. Fit for JSON.

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from batchkit.errors import StateError
 
@@ -17,6 +18,8 @@ __all__ = ["STATE_VERSION", "checked_cursor", "packed_walk", "unpacked_walk"]
 STATE_VERSION = 1
 GREATEST = 2**53
 """The greatest number that every reader of JSON takes as it is."""
+MOST = 2**24
+"""More rows than are ever held back."""
 
 
 def packed_walk(epoch: int, step: int, walk: Any) -> dict[str, Any]:
@@ -45,7 +48,7 @@ def unpacked_walk(state: Mapping[str, Any], indexed: bool) -> Any:
         if walk["check"] != _check(state["epoch"], state["step"], at):
             raise StateError("the state's walk does not fit its epoch and step: it is damaged")
         return _unpacked(at)
-    except (TypeError, ValueError, KeyError, zlib.error) as exc:
+    except (TypeError, ValueError, KeyError, OverflowError, zlib.error) as exc:
         raise StateError(f"the state's walk cannot be read ({type(exc).__name__}: {exc}): it is damaged") from exc
 
 
@@ -58,10 +61,7 @@ def _check(epoch: int, step: int, at: Any) -> int:
 
 def _packed(value: Any) -> Any:
     if isinstance(value, np.ndarray):
-        rising = bool((value[1:] >= value[:-1]).all())  # then the differences are small
-        words = (np.diff(value, prepend=0) if rising else value).astype("<i8")
-        planes = np.frombuffer(words.tobytes(), np.uint8).reshape(-1, 8).T.tobytes()
-        return {"d" if rising else "z": base64.b64encode(zlib.compress(planes)).decode()}
+        return _packed_vector(value)
     if isinstance(value, (list, tuple)):
         return [_packed(each) for each in value]
     if isinstance(value, dict):
@@ -75,11 +75,40 @@ def _unpacked(value: Any) -> Any:
     if isinstance(value, dict) and "own" in value:
         return value["own"]
     if isinstance(value, dict):
-        ((key, text),) = value.items()
-        planes = np.frombuffer(zlib.decompress(base64.b64decode(text, validate=True)), np.uint8)
-        words = np.frombuffer(planes.reshape(8, -1).T.tobytes(), "<i8").astype(np.int64)
-        return np.cumsum(words) if key == "d" else words
+        return _unpacked_vector(value)
     return value
+
+
+def _packed_vector(value: npt.NDArray[np.int64]) -> dict[str, Any]:
+    """Return numbers as text: one number as often as it is there, else differences where these are smaller.
+
+    The text is the lowest bytes of all numbers, then the next ones, as many as the greatest one has: the key says so.
+    """
+    if len(value) and (value == value[0]).all():
+        return {"same": [int(value[0]), len(value)]}
+    steps = np.diff(value, prepend=0)
+    near = np.abs(steps).sum() < np.abs(value).sum()
+    words = (steps << 1) ^ (steps >> 63) if near else value  # the sign below, so that the high bytes are 0
+    count = -(-int(np.bitwise_or.reduce(words.view(np.uint64))).bit_length() // 8)
+    planes = words.astype("<i8").view(np.uint8).reshape(-1, 8).T[:count]
+    return {f"{'d' if near else 'z'}{count}": base64.b64encode(zlib.compress(planes.tobytes())).decode()}
+
+
+def _unpacked_vector(value: dict[str, Any]) -> npt.NDArray[np.int64]:
+    ((key, packed),) = value.items()
+    if key == "same":
+        number, many = packed
+        if type(many) is not int or not 0 < many < MOST:
+            raise ValueError(f"there cannot be {many} numbers")
+        return np.full(many, number, np.int64)
+    kind, count = key[:1], int(key[1:])
+    if kind not in ("d", "z") or not 0 <= count <= 8:
+        raise ValueError(f"there are no numbers of the kind {key!r}")
+    planes = np.frombuffer(zlib.decompress(base64.b64decode(packed, validate=True)), np.uint8)
+    words = np.zeros((8, len(planes) // max(count, 1)), np.uint8)
+    words[:count] = planes.reshape(count, -1) if count else 0
+    numbers = np.frombuffer(words.T.tobytes(), "<i8").astype(np.int64)
+    return np.cumsum((numbers >> 1) ^ -(numbers & 1)) if kind == "d" else numbers
 
 
 def checked_cursor(state: Any, fingerprint: Mapping[str, Any]) -> tuple[int, int]:

@@ -155,7 +155,7 @@ def test_a_state_with_a_thousand_rows_held_back_fits_in_4_kilobytes(rows: Any) -
         held, size = 0, 0
         with bk.Loader(each, executor="inline") as loader:
             for _ in loader:
-                held = max(held, len(loader._cursor.walk[0][2]))
+                held = max(held, len(loader._cursor.walk[1][0]))
                 size = max(size, len(json.dumps(loader.state_dict())))
         assert held >= 800
         assert size <= 4096

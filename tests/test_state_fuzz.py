@@ -47,6 +47,16 @@ def is_odd(row: Any) -> Any:
     return row["x"] % 2 == 1
 
 
+def is_long(row: Any) -> Any:
+    """Keep most rows."""
+    return len(row["seq"]) > 2
+
+
+def twice(row: Any) -> Any:
+    """Make two of one."""
+    return [row, row]
+
+
 def data(kind: str = "flat") -> Any:
     """Return rows in memory."""
     if kind == "ragged":
@@ -72,6 +82,10 @@ MADE: dict[str, Callable[[], bk.Pipeline]] = {
     "window shuffle": lambda: stream().shuffle(1, window=9).batch(SIZE),
     "buckets": lambda: data("ragged").shuffle(1).bucket_batch(3, boundaries=[4, 8, None]),
     "packed": lambda: data("ragged").shuffle(1).pack(16, bins=4).batch(1),
+    "packed behind a filter": lambda: data("ragged").shuffle(1).filter(is_long).pack(16, bins=4).batch(1),
+    "buckets behind a mix": lambda: bk.mix(
+        [data("ragged").filter(is_long), data("ragged").flat_map(twice)], [1, 2]
+    ).bucket_batch(6, boundaries=[4, 8, None]),
     "mixed": lambda: bk.mix([data(), data().take(9)], [2, 1], stop="all").batch(SIZE),
 }
 PIPELINES = tuple(MADE)

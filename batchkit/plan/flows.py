@@ -34,6 +34,7 @@ from batchkit.plan.ordered import cuts, walks
 from batchkit.plan.ordered.assembling import BucketFlow, Lengths, PackFlow, UnpackedFlow
 from batchkit.plan.ordered.caching import FinishedFlow, KeptBatchesFlow, KeptRowsFlow
 from batchkit.plan.ordered.chunks import ChunkPlan
+from batchkit.plan.ordered.computed import ChunkFlow
 from batchkit.plan.ordered.lengths import all_lengths, known_lengths, lengths_of, row_schema
 from batchkit.plan.ordered.parted import PartedFlow, ZipFlow
 from batchkit.plan.ordered.streams import StreamFlow
@@ -320,7 +321,8 @@ class _Compiler:
         source, final, after = self._pipeline.source, place > self._last_uncut, self._after(place)
         lengths = self._lengths(stage, place)
         bounds = bounds_of(stage, None if self.read else all_lengths(source, stage))
-        self.stages[one.number] = dataclasses.replace(stage, boundaries=bounds)
+        first = min(each.number for each in self._placed)  # behind a combination those of its parts are counted before
+        self.stages[one.number - first] = dataclasses.replace(stage, boundaries=bounds)
         if not self.read:
             nodes.only_filled_up(self.reader)
         schema = row_schema(source, self._placed[:place])
@@ -373,7 +375,7 @@ class _Compiler:
         plan = compile_chunks(Pipeline(source, (*(one.stage for one in stages), chunk)), self._traced)
         fewer = [one for one in pending if changes_number(one.stage)]
         name = f"stage {fewer[-1].number} {fewer[-1].stage.label}" if fewer else "a stage"
-        self.flow = walks.ChunkFlow(self.flow, plan, size, self._pass_rows if fewer else None, name)
+        self.flow = ChunkFlow(self.flow, plan, size, self._pass_rows if fewer else None, name)
         self.read = True
 
 

@@ -26,6 +26,7 @@ from batchkit.plan.ordered import walks
 from batchkit.plan.ordered.assembling import needed, origins_of, unpacked
 from batchkit.plan.ordered.caching import KeptBatchesFlow, KeptRowsFlow, kept_flows
 from batchkit.plan.ordered.chunks import ChunkPlan
+from batchkit.plan.ordered.computed import chunk_plans
 from batchkit.plan.ordered.walked import WalkedSteps, computed_here
 from batchkit.plan.rows.calls import Call, Rows, call_rows
 from batchkit.plan.rows.cutting import cut_rows
@@ -91,7 +92,7 @@ class Plan:
     @functools.cached_property
     def chunks(self) -> tuple[ChunkPlan, ...]:
         """What is computed in chunks in front of the stages that cut the batches."""
-        return tuple(walks.chunk_plans(self.flow))
+        return tuple(chunk_plans(self.flow))
 
     @functools.cached_property
     def keeps(self) -> tuple[KeptRowsFlow | KeptBatchesFlow, ...]:
@@ -101,7 +102,7 @@ class Plan:
     @property
     def counts_what_may_fail(self) -> str | None:
         """How messages name a cache in order that rows come to which may be left out; ``None`` if there is none."""
-        return next((kept.where for kept in self.keeps if any(walks.chunk_plans(kept.before))), None)
+        return next((kept.where for kept in self.keeps if any(chunk_plans(kept.before))), None)
 
     @property
     def has_late_functions(self) -> bool:

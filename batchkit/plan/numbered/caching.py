@@ -76,6 +76,7 @@ class CachedRows:
         if left is not None and not isinstance(epochs, int):
             epochs = epochs[left]
         rows.epochs = self._passes.later(rows.epochs, rows.ids, epochs)
+        rows.places = left
         if slots.sheet is not None:
             slots.sheet.columns(self.number, rows.columns)
         return rows

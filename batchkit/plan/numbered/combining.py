@@ -82,6 +82,7 @@ class PartedRows:
         if not found:
             return Rows(np.empty(0, np.int64), 0, items=[])
         if len(found) == 1:  # its places rise: they are in order
+            found[0].rows.places = found[0].places
             return found[0].rows
         joined = self._joined(found, slots)
         if slots.sheet is not None:
@@ -168,7 +169,7 @@ class PartedRows:
             return slots.column(("parts", leaf), count, dtype, row_shape, self._whole)
 
         columns, items = scattered_rows(found, count, lease, self._where)
-        return Rows(ids, epochs, columns=columns, items=items)
+        return Rows(ids, epochs, columns=columns, items=items, places=kept)
 
 
 class ZipRows:
@@ -266,12 +267,19 @@ def read_kept(node: RowsNode, positions: Positions, epochs: Epochs, slots: SlotP
 
 
 def read_places(node: RowsNode, given: Rows, slots: SlotPool) -> Rows:
-    """Return rows of which only the places are known so far; they have the origins that these have."""
+    """Return rows of which only the places are known so far; they have the origins that these have.
+
+    Where a guard leaves some out, their own places are which of those given they are.
+    """
     assert given.places is not None
-    if given.origins is None:
-        return node.read(given.places, given.epochs, slots)
-    rows, kept = read_kept(node, given.places, given.epochs, slots)
-    rows.origins = given.origins if kept is None else given.origins.taken(kept)
+    guard = slots.guard
+    mark = 0 if guard is None else guard.mark()
+    rows = node.read(given.places, given.epochs, slots)
+    if guard is not None and rows.places is None and len(rows) < len(given):
+        guard.rewind(mark)
+        rows, rows.places = read_kept(node, given.places, given.epochs, slots)
+    if given.origins is not None:
+        rows.origins = given.origins if rows.places is None else given.origins.taken(rows.places)
     return rows
 
 

@@ -181,7 +181,9 @@ class SourceRows:
                 places.append(place)
             except Exception as exc:
                 guard.note(int(rows.ids[place]), rows.epoch_of(place), "the source", exc)
-        return chosen_rows(rows, places, items)
+        found = chosen_rows(rows, places, items)
+        found.places = np.array(places, np.int64)
+        return found
 
     def whole(self, positions: Positions, epochs: Epochs) -> tuple[Tree, npt.NDArray[np.int64]] | None:
         """Return all columns and the rows of them at the positions; ``None`` if the source is not in memory."""
@@ -314,7 +316,10 @@ class CalledRows:
         self.before, self._calls, self.number = before, tuple(calls), calls[0].number
 
     def read(self, positions: Positions, epochs: Epochs, slots: SlotPool) -> Rows:
-        return call_rows(self.before.read(positions, epochs, slots), self._calls, slots.guard, slots.sheet)
+        rows = self.before.read(positions, epochs, slots)
+        if slots.guard is not None and rows.places is None and len(rows) == len(positions):
+            rows.places = np.arange(len(rows))  # which of those asked for they are, where some are left out now
+        return call_rows(rows, self._calls, slots.guard, slots.sheet)
 
     def requests(self, positions: Positions, epochs: Epochs) -> Iterator[Request]:
         """Yield what is asked of the source."""

@@ -15,21 +15,23 @@ import numpy as np
 import numpy.typing as npt
 
 from batchkit import stages as st
-from batchkit import tree as tree_
 from batchkit.bucketing import Bucketer
 from batchkit.errors import PipelineError, StateError
 from batchkit.lengths import joined as joined_items
 from batchkit.packing import Packed, Packer, packed_columns
 from batchkit.plan.numbered.combining import read_places
 from batchkit.plan.numbered.nodes import RowsNode, SlotPool
-from batchkit.plan.ordered.walks import Cut, Feeds, Flow, Recounted, State, Walk, pull_rows
+from batchkit.plan.ordered.addresses import GONE, fetched, width_of
+from batchkit.plan.ordered.chunks import Feeds
+from batchkit.plan.ordered.held import HeldRows
+from batchkit.plan.ordered.walks import Cut, Flow, State, Walk, pull_rows
 from batchkit.plan.rows.calls import Rows
 from batchkit.plan.rows.joining import joined
 from batchkit.plan.rows.lineage import Lineage
-from batchkit.sources.stacking import detached
 
 __all__ = ["BucketFlow", "Lengths", "PackFlow", "UnpackedFlow", "needed", "origins_of", "unpacked"]
 
+I64 = npt.NDArray[np.int64]
 Lengths: TypeAlias = Callable[[Rows], "tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]"]
 """Returns how long rows are, and their numbers in the source."""
 
@@ -41,30 +43,35 @@ ENDED = -1
 class _Snapshot(NamedTuple):
     """What is held back in front of a run.
 
-    ``planner`` is its planner's state. The oldest row held back was pulled when the walk before stood at ``began``,
-    as number ``first``; ``run`` rows make the run, ``ENDED`` if there are none left.
+    ``held`` is how that is put together, and ``addresses`` are those of its rows, a vector for each number that they
+    have. The walk before stood at ``began``, in front of the run of ``run`` rows, ``ENDED`` if there are none left.
+    Where rows have no addresses, it stood there ``passed`` rows before the run, in front of all that are held back, and
+    these are counted from there.
     """
 
-    planner: State
+    held: State
+    addresses: list[I64]
     began: State
-    first: int
+    passed: int
     run: int
 
 
 class _Holding:
     """A walk that feeds a planner run by run, and gives what comes out of it one by one.
 
-    State: the snapshot in front of the run, and how much of what the run gave was pulled. Going on, the rows
-    since the oldest that was held back are pulled again.
+    State: the snapshot in front of the run, and how much of what the run gave was pulled. A run is what the walk before
+    gives at once, of one chunk at the most. Going on, the rows held back are fetched from their addresses and those of
+    the run are pulled again; where rows have no addresses, all since the oldest that was held back.
     """
 
     def __init__(self, flow: Any, epoch: int, state: State, feeds: Feeds) -> None:
         self._flow, self._epoch, self._feeds = flow, epoch, feeds
         self._lengths: Lengths = flow.lengths
-        self._arrivals: npt.NDArray[np.int64] = np.zeros(0, np.int64)
-        self._rows: Rows | None = None
-        """What is held back and the rows of the run, which arrived as ``_arrivals``."""
+        self._addressed = width_of(flow.before) is not None
+        self._rows = HeldRows()
+        """What is held back, the rows of the run, and some that were given out and are not let go of yet."""
         self._begins: deque[tuple[int, State]] = deque()
+        """Without addresses: where the walk before stood in front of each run that may have rows held back."""
         self._out: deque[Any] = deque()
         self._made: Any = None
         self._at = 0
@@ -73,49 +80,79 @@ class _Holding:
         if state is None:
             self._before: Walk = flow.before.walk(epoch, None, feeds)
             self._planner: Any = self._new()
-            self._snapshot = _Snapshot(self._planner_state(), self._before.state(), 0, 0)
+            self._snapshot = _Snapshot(self._put_apart()[0], [], self._before.state(), 0, 0)
             return
-        planner, began, first, run, taken = state
-        self._before = flow.before.walk(epoch, began, feeds)
-        lengths = self._pull_again(first, planner)
-        self._planner = self._restored(planner, lengths)
-        self._snapshot = _Snapshot(planner, began, first, run)
+        self._snapshot, taken = self._checked(state)
+        self._before = flow.before.walk(epoch, self._snapshot.began, feeds)
+        self._planner = self._restored(self._snapshot.held, *self._held_again(self._snapshot))
+        self._run_again(self._snapshot.run, taken)
+
+    def _checked(self, state: State) -> tuple[_Snapshot, int]:
+        """Return a snapshot, and how much was pulled behind it, after checking that they are of this form."""
+        held, addresses, began, passed, run, taken = state
+        whole = [type(passed), type(run), type(taken)] == [int] * 3 and min(passed, run - ENDED, taken) >= 0
+        vectors = isinstance(addresses, list) and all(isinstance(each, np.ndarray) for each in addresses)
+        whole = whole and run <= RUN
+        if not whole or not vectors or len({each.shape for each in addresses}) > 1:
+            raise StateError(f"{self._flow.stage.label}: the state does not say what is held back: it is damaged")
+        return _Snapshot(held, addresses, began, passed, run), taken
+
+    def _held_again(self, snapshot: _Snapshot) -> tuple[int, I64, I64]:
+        """Compute the rows again that are held back.
+
+        Returns how many are to be taken for arrived, and of each address the number of its row and how long it is.
+        """
+        at = np.stack(snapshot.addresses, axis=1) if snapshot.addresses else np.zeros((0, 1), np.int64)
+        if not self._addressed:
+            return self._pulled_again(at, snapshot.passed)
+        if not len(at):
+            return 0, at[:, 0], np.zeros((0, *self._lengths_shape), np.int64)
+        found, firsts, each = np.unique(at, axis=0, return_index=True, return_inverse=True)
+        order = np.argsort(firsts)  # so that numbers rise as they did when the rows arrived
+        rows = fetched(self._flow.before, self._epoch, found[order], self._feeds)
+        every = np.arange(len(rows))
+        self._rows.add(every, rows)
+        self._rows.keep(every)
+        numbers = np.argsort(order)[each.reshape(-1)]
+        return len(rows), numbers, self._lengths(rows)[0].reshape(-1, *self._lengths_shape)[numbers]
+
+    def _pulled_again(self, at: I64, passed: int) -> tuple[int, I64, I64]:
+        numbers, here = at[:, 0], 0
+        held = np.unique(numbers)
+        lengths = [np.zeros((0, *self._lengths_shape), np.int64)]
+        if at.shape[1] != 1 or (len(held) and (held[0] < 0 or held[-1] >= passed)):
+            raise StateError(f"{self._flow.stage.label}: the state holds rows back that did not arrive: it is damaged")
+        while here < passed:
+            began, rows = self._before.state(), self._before.pull(min(RUN, passed - here))
+            if rows is None:
+                raise StateError(f"{self._flow.stage.label}: {GONE}")
+            self._begins.append((here, began))
+            kept = held[slice(*np.searchsorted(held, [here, here + len(rows)]))]
+            if len(kept):
+                mine = rows.chosen(kept - here)
+                self._rows.add(kept, mine)
+                lengths.append(self._lengths(mine)[0].reshape(-1, *self._lengths_shape))
+            here += len(rows)
+        self._rows.keep(held)
+        return passed, numbers, np.concatenate(lengths)[np.searchsorted(held, numbers)]
+
+    def _run_again(self, run: int, taken: int) -> None:
+        """Take the rows of a run in again, and leave out what was pulled of what it gives."""
         if run == ENDED:
             self._finish()
         elif run:
-            self._run(run, first)
+            began, parts = self._before.state(), pull_rows(self._before, run)
+            if sum(map(len, parts)) < run:
+                raise StateError(f"{self._flow.stage.label}: {GONE}")
+            self._take_in(joined(parts), began)
         if taken > len(self._out):
             raise StateError(
-                f"the state stands behind {taken} results of {flow.stage.label}, but now there are {len(self._out)}: "
-                "the data or a function changed since"
+                f"the state stands behind {taken} results of {self._flow.stage.label}, but now there are "
+                f"{len(self._out)}: the data or a function changed since"
             )
         for _ in range(taken):
             self._out.popleft()
         self._taken = self._at = taken
-
-    def _pull_again(self, first: int, planner: State) -> npt.NDArray[np.int64]:
-        """Pull the rows since the first that is held back; return how long those held back are, in their order."""
-        arrived, at, held = planner[0], first, np.unique(planner[2])
-        lengths = [np.zeros((0, *self._lengths_shape), np.int64)]
-        counted = Recounted(self._flow.before, self._epoch, self._before, self._feeds) if at < arrived else None
-        while counted is not None and at < arrived:
-            began, rows = counted.pull(min(RUN, arrived - at))
-            if rows is None:
-                raise StateError(
-                    f"the state holds rows back for {self._flow.stage.label} that are not there any more: the data or "
-                    "a function changed since"
-                )
-            self._begins.append((at, began))
-            low, high = np.searchsorted(held, [at, at + len(rows)])
-            if high > low:
-                kept = counted.computed(rows.chosen(held[low:high] - at))
-                self._hold(held[low:high], kept)
-                lengths.append(self._lengths(kept)[0].reshape(-1, *self._lengths_shape))
-            at += len(rows)
-        if counted is not None:
-            self._before = counted.walk()
-        self._keep(held)
-        return np.concatenate(lengths)
 
     def pull(self, most: int) -> Any:
         barren = 0
@@ -146,56 +183,57 @@ class _Holding:
 
     def _next_run(self) -> None:
         """Hold back what the last run left, and take in the next one."""
-        held = self._planner.held
-        self._keep(held)
-        oldest = int(held[0]) if len(held) else self._planner.arrived
+        put_apart, numbers = self._put_apart()
+        held = self._rising(numbers)
+        if len(self._rows) - len(held) >= RUN // 2:
+            self._rows.keep(held)
+        here = self._before.state()
+        began, passed = (here, 0) if self._addressed else self._oldest(held, here)
+        addresses = self._addresses(numbers, passed)
+        rows = self._before.pull(RUN)
+        if rows is None:
+            self._finish()
+        else:
+            self._take_in(rows, here)
+        run = ENDED if rows is None else len(rows)
+        self._snapshot, self._taken = _Snapshot(put_apart, list(addresses.T), began, passed, run), 0
+
+    def _oldest(self, held: I64, here: State) -> tuple[State, int]:
+        """Return where the walk before stood in front of all that is held back, and how many rows ago."""
+        arrived = self._planner.arrived
+        oldest = int(held[0]) if len(held) else arrived
         while len(self._begins) > 1 and self._begins[1][0] <= oldest:
             self._begins.popleft()
-        if self._begins and oldest < self._planner.arrived:
-            first, began = self._begins[0]
-        else:
+        if oldest == arrived:
             self._begins.clear()
-            first, began = self._planner.arrived, self._before.state()
-        self._taken = 0
-        state = self._planner_state()
-        taken = self._run(RUN, first)
-        self._snapshot = _Snapshot(state, began, first, taken or ENDED)
-        if not taken:
-            self._finish()
+            return here, 0
+        first, began = self._begins[0]
+        return began, arrived - first
 
-    def _run(self, most: int, first: int) -> int:
-        """Take in the next rows; return how many there were."""
-        began, arrived = self._before.state(), self._planner.arrived
-        parts = pull_rows(self._before, most)
-        if not parts:
-            return 0
-        rows = joined(parts)
+    def _addresses(self, numbers: I64, passed: int) -> I64:
+        """Return where what is held back is found again."""
+        if self._addressed and len(numbers):
+            return self._rows.addresses(numbers)
+        first: int = self._planner.arrived - passed
+        return (numbers - first)[:, None]
+
+    def _take_in(self, rows: Rows, began: State) -> None:
+        """Have rows planned, in front of which the walk before stood at ``began``."""
+        arrived = self._planner.arrived
         made = self._planner.add(*self._lengths(rows))
-        self._begins.append((arrived, began))
-        self._hold(np.arange(arrived, arrived + len(rows)), rows)
+        if not self._addressed:
+            self._begins.append((arrived, began))
+        self._rows.add(np.arange(arrived, arrived + len(rows)), rows)
         self._put(made)
-        return len(rows)
 
     def _finish(self) -> None:
         self._put(self._planner.finish())
 
-    def _hold(self, arrivals: npt.NDArray[np.int64], rows: Rows) -> None:
-        """Take in rows that arrived."""
-        self._arrivals = np.concatenate([self._arrivals, arrivals])
-        self._rows = rows if self._rows is None or not len(self._rows) else joined([self._rows, rows])
-
-    def _keep(self, held: npt.NDArray[np.int64]) -> None:
-        """Let go of all rows but those held back, and of the chunks that they came in."""
-        if self._rows is not None:
-            self._rows = self._arrived(held)
-            if self._rows.items is not None:
-                self._rows.items = [detached(item, copy=_is_view(item)) for item in self._rows.items]
-        self._arrivals = held
-
-    def _arrived(self, arrivals: npt.NDArray[np.int64]) -> Rows:
-        """Return rows that arrived, in the order given."""
-        assert self._rows is not None
-        return self._rows.chosen(np.searchsorted(self._arrivals, arrivals))
+    def _arrived(self, arrivals: I64) -> Rows:
+        """Return rows that arrived, to be given out; the numbers rise."""
+        rows = self._rows.of(arrivals)
+        rows.at = None  # nobody asks for it any more: a step is not to carry it
+        return rows
 
     def state(self) -> State:
         return (*self._snapshot, self._taken)
@@ -208,11 +246,24 @@ class _Holding:
 
     _lengths_shape: tuple[int, ...] = ()
 
-    def _restored(self, state: State, lengths: npt.NDArray[np.int64]) -> Any:
+    def _restored(self, held: State, arrived: int, numbers: I64, lengths: I64) -> Any:
+        """Return the planner again: ``held`` as it was put apart, with the rows' new numbers, and how long they are."""
         raise NotImplementedError
 
-    def _planner_state(self) -> State:
+    def _put_apart(self) -> tuple[State, I64]:
+        """Return how what is held back is put together, and the numbers of the rows that it is made of, in order."""
         raise NotImplementedError
+
+    def _rising(self, numbers: I64) -> I64:
+        """Return the numbers of the rows that are held back, each once, in order."""
+        return np.unique(numbers)
+
+    def _shares(self, counts: Any, numbers: I64) -> npt.NDArray[np.intp]:
+        """Return where each of the shares of what is held back begins, and the last one ends."""
+        whole = isinstance(counts, np.ndarray) and counts.min(initial=0) >= 0
+        if not whole or counts.max(initial=0) > len(numbers) or counts.sum() != len(numbers):
+            raise StateError(f"{self._flow.stage.label}: the state does not say what is held back where: it is damaged")
+        return np.cumsum([0, *counts.tolist()])
 
     def _put(self, made: Any) -> None:
         raise NotImplementedError
@@ -243,29 +294,23 @@ class _Packing(_Holding):
     def _lengths_shape(self) -> tuple[int, ...]:  # type: ignore[override]
         return (len(self._flow.stage.limits),)
 
-    def _restored(self, state: State, lengths: npt.NDArray[np.int64]) -> Packer:
-        stage = self._flow.stage
-        arrived, count, rows, owners, pieces = state
-        starts = np.zeros(len(rows), np.int64) if pieces is None else pieces * stage.limits[0]
-        whole = lengths[np.searchsorted(np.unique(rows), rows)]
-        stops = np.minimum(whole, starts[:, None] + np.array(stage.limits))
-        bins: list[list[tuple[int, ...]]] = [[] for _ in range(count)]
-        listed = zip(owners.tolist(), rows.tolist(), starts.tolist(), stops.tolist(), strict=True)
-        for owner, row, start, stop in listed:
-            bins[owner].append((row, start, *stop))
+    def _restored(self, held: State, arrived: int, numbers: I64, lengths: I64) -> Packer:
+        stage, (counts, pieces) = self._flow.stage, held
+        offsets = self._shares(counts, numbers)
+        starts = np.zeros(len(numbers), np.int64) if pieces is None else pieces * stage.limits[0]
+        stops = np.minimum(lengths, starts[:, None] + np.array(stage.limits))
+        segments = list(zip(numbers.tolist(), starts.tolist(), *stops.T.tolist(), strict=True))
+        bins = [segments[start:stop] for start, stop in itertools.pairwise(offsets.tolist())]
         return Packer.restored(stage, {"arrived": arrived, "bins": bins})
 
-    def _planner_state(self) -> State:
-        """Return rows and their pieces in the order of arrival, and in which of so many bins each is."""
-        state = self._planner.state()
-        bins = state["bins"]
+    def _put_apart(self) -> tuple[State, I64]:
+        """Return how many segments each open row has and which pieces they are, and their rows."""
+        bins = self._planner.state()["bins"]
         width = 2 + len(self._flow.stage.limits)
         numbers = itertools.chain.from_iterable(itertools.chain.from_iterable(bins))
         flat = np.fromiter(numbers, np.int64).reshape(-1, width)
-        owners = np.repeat(np.arange(len(bins)), [len(one) for one in bins])
-        order = np.lexsort((flat[:, 1], flat[:, 0]))
-        pieces = flat[order, 1] // self._flow.stage.limits[0] if flat[:, 1].any() else None
-        return (state["arrived"], len(bins), flat[order, 0], owners[order], pieces)
+        pieces = flat[:, 1] // self._flow.stage.limits[0] if flat[:, 1].any() else None
+        return (np.fromiter(map(len, bins), np.int64), pieces), flat[:, 0]
 
     def _put(self, made: Packed) -> None:
         if len(made):
@@ -355,10 +400,6 @@ class _Unpacked:
         return None if rows is None else unpacked(flow.stage, rows, flow.reader, flow.after, flow.memory())
 
 
-def _is_view(item: Any) -> bool:
-    return any(isinstance(leaf, np.ndarray) and leaf.base is not None for leaf in tree_.flatten(item)[0])
-
-
 class BucketFlow:
     """Rows of like length cut into batches. With ``finishes`` they are finished here, for stages that follow."""
 
@@ -383,21 +424,20 @@ class _Bucketing(_Holding):
     def _new(self) -> Bucketer:
         return Bucketer(self._flow.stage, self._flow.bounds)
 
-    def _restored(self, state: State, lengths: npt.NDArray[np.int64]) -> Bucketer:
-        arrived, longest, rows, owners, _ = state
-        held: list[list[int]] = [[] for _ in self._flow.bounds]
-        for owner, row in zip(owners.tolist(), rows.tolist(), strict=True):
-            held[owner].append(row)
-        found = {"arrived": arrived, "held": held, "longest": longest}
+    def _restored(self, held: State, arrived: int, numbers: I64, lengths: I64) -> Bucketer:
+        counts, longest = held
+        offsets = self._shares(counts, numbers)
+        shares = [numbers[start:stop].tolist() for start, stop in itertools.pairwise(offsets.tolist())]
+        found = {"arrived": arrived, "held": shares, "longest": longest}
         return Bucketer.restored(self._flow.stage, self._flow.bounds, found)
 
-    def _planner_state(self) -> State:
-        """Return rows in the order of arrival, and in which bucket each is."""
-        state = self._planner.state()
-        flat = np.fromiter(itertools.chain.from_iterable(state["held"]), np.int64)
-        owners = np.repeat(np.arange(len(state["held"])), [len(rows) for rows in state["held"]])
-        order = np.argsort(flat)
-        return (state["arrived"], state["longest"], flat[order], owners[order], None)
+    def _put_apart(self) -> tuple[State, I64]:
+        """Return how many rows each bucket has and the longest of them, and the rows."""
+        shares = self._planner.shares
+        return (np.fromiter(map(len, shares), np.int64), self._planner.longest), np.concatenate(shares)
+
+    def _rising(self, numbers: I64) -> I64:
+        return np.sort(numbers)  # a row is in one bucket
 
     def _put(self, made: Any) -> None:
         for bucket, arrivals in made:

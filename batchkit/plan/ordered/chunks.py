@@ -7,21 +7,22 @@ decided behind them (``walks.py``).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from batchkit.pipeline import Pipeline
 from batchkit.plan.numbered.combining import read_places
 from batchkit.plan.numbered.nodes import BatchesNode, Request, RowsNode
 from batchkit.plan.rows.calls import Call, Rows
 from batchkit.plan.rows.lineage import Lineage
-from batchkit.plan.rows.rowwise import changes_number, rowwise
+from batchkit.plan.rows.rowwise import rowwise
 from batchkit.plan.step import Step
 from batchkit.tree import Tree
 
-__all__ = ["ChunkPlan", "chunk_rows"]
+__all__ = ["ChunkPlan", "Feeds", "chunk_rows"]
 
 
 class ChunkPlan:
@@ -46,8 +47,6 @@ class ChunkPlan:
         self.sent = pipeline
         self.last_function = last_function
         self.calls = tuple(calls)
-        self.one_each = not cut and not any(changes_number(call.stage) for call in calls)
-        """Whether it makes one row of each."""
         self.shard = (0, 1)
         self.steps_per_epoch: int | None = None
         self.endless = False
@@ -70,18 +69,24 @@ class ChunkPlan:
             "rows": rows.columns if rows.items is None else rows.items,
             "subs": rows.subs,
             "origins": None if rows.origins is None else rows.origins.columns,
+            "of": rows.places,
             "step": np.array([step.epoch, step.number]),
         }
 
     def read(self, step: Step, slots: Any) -> Rows:
-        """Return the rows that a chunk is made of."""
+        """Return the rows that a chunk is made of; their places are those among the step's."""
         given = step.rows
         assert given is not None
         if self.node is None:
-            return dataclasses.replace(given)  # the step may be computed again: leave its rows as they are
+            return dataclasses.replace(given, places=np.arange(len(given)))  # may be computed again: left as they are
         if self.cut:
-            return self.node.read(int(given.ids[0]), step.epoch, (0, 1), slots)  # type: ignore[call-arg,arg-type]
-        return read_places(self.node, given, slots)  # type: ignore[arg-type]
+            rows = self.node.read(int(given.ids[0]), step.epoch, (0, 1), slots)  # type: ignore[call-arg,arg-type]
+            rows.places = np.zeros(len(rows), np.int64)
+            return rows
+        rows = read_places(self.node, given, slots)  # type: ignore[arg-type]
+        if rows.places is None:
+            rows.places = np.arange(len(rows))
+        return rows
 
     def requests(self, step: Step) -> list[Request]:
         """Return the row numbers that a step has which source read, call by call; reads nothing."""
@@ -96,12 +101,16 @@ class ChunkPlan:
         return list(requested)
 
 
-def chunk_rows(tree: Tree) -> Rows:
-    """Return what :meth:`ChunkPlan.compute` returned as rows."""
+Feeds: TypeAlias = Callable[[ChunkPlan, Iterator[Step]], Iterator[Tree]]
+"""Has chunks computed: takes steps, ahead of what is asked for, and gives their results in order."""
+
+
+def chunk_rows(tree: Tree) -> tuple[Rows, npt.NDArray[np.int64]]:
+    """Return what :meth:`ChunkPlan.compute` returned as rows, and which row of the step each of them is made of."""
     rows, epochs = tree["rows"], tree["epochs"]
     listed = type(rows) is list
     origins = tree["origins"]
-    return Rows(
+    found = Rows(
         tree["ids"],
         epochs if epochs.ndim else int(epochs),
         None if listed else rows,
@@ -109,3 +118,4 @@ def chunk_rows(tree: Tree) -> Rows:
         subs=tree["subs"],
         origins=None if origins is None else Lineage(len(tree["ids"]), *origins),
     )
+    return found, tree["of"]

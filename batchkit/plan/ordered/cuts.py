@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
 from collections.abc import Sequence
 
@@ -106,7 +107,8 @@ class _Cut:
         have = sum(map(len, parts))
         if not have or (have < stage.size and stage.remainder == "drop"):
             return None
-        cut = Cut(joined(parts), stage.size if stage.remainder == "pad" else None)
+        rows = dataclasses.replace(joined(parts), at=None)  # nobody asks for it any more: a step is not to carry it
+        cut = Cut(rows, stage.size if stage.remainder == "pad" else None)
         return stacked(cut, stage, self._flow.after) if self._flow.stacks else cut
 
 

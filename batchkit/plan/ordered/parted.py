@@ -16,8 +16,18 @@ import numpy as np
 import numpy.typing as npt
 
 from batchkit import tree as tree_
-from batchkit.errors import PipelineError
-from batchkit.plan.ordered.walks import Feeds, Flow, State, Walk
+from batchkit.errors import PipelineError, StateError
+from batchkit.plan.ordered.addresses import (
+    GONE,
+    Addresses,
+    addresses_of,
+    fetched,
+    groups,
+    put_in_place,
+    width_of,
+)
+from batchkit.plan.ordered.chunks import Feeds
+from batchkit.plan.ordered.walks import Flow, State, Walk
 from batchkit.plan.rows.calls import Rows
 from batchkit.plan.rows.joining import joined
 from batchkit.plan.rows.lineage import Lineage
@@ -25,7 +35,7 @@ from batchkit.plan.rows.scattering import Scattered, scattered_rows
 from batchkit.schedule import MixSchedule
 from batchkit.sources import Combination, Concat, Interleave, Mix, Zip
 from batchkit.sources.stacking import split_rows
-from batchkit.stages.order import pass_epochs
+from batchkit.stages.order import ENDLESS, pass_epochs
 from batchkit.tree import Tree
 
 __all__ = ["PartedFlow", "ZipFlow"]
@@ -36,14 +46,15 @@ MOST = 256
 
 
 class _Part:
-    """The walk of a part, with rows that were pulled and not given yet. State: the pass, where its walk stood in
-    front of the oldest run that holds such rows, and how many of that run were given.
+    """The walk of a part, with rows that were pulled and not given yet. State: the pass, whether it has had any, where
+    its walk stood in front of the oldest run that holds such rows, and how many of that run were given.
     """
 
     def __init__(self, flow: Flow, epoch: int, state: State, feeds: Feeds) -> None:
         self._flow, self._epoch, self._feeds = flow, epoch, feeds
-        turn, began, offset = state or (0, None, 0)
+        turn, any_, began, offset = state or (0, 0, None, 0)
         self.turn: int = turn
+        self._any: int = any_
         self._offset: int = offset
         self._runs: deque[tuple[State, Rows]] = deque()
         self._rows = 0
@@ -66,6 +77,7 @@ class _Part:
             if rows is None:
                 self.ended = True
             else:
+                self._any = 1
                 self._runs.append((began, rows))
                 self._rows += len(rows)
 
@@ -89,15 +101,20 @@ class _Part:
         Raises:
             PipelineError: the one before has given nothing.
         """
-        if not self._rows and not self._offset:
+        if not self._any:
             raise PipelineError("a part that has no rows cannot start again: leave it out, or give it weight 0")
         self._walk.close()
-        self.turn, self._offset, self._rows, self.ended = self.turn + 1, 0, 0, False
+        self.turn, self._any, self._offset, self._rows, self.ended = self.turn + 1, 0, 0, 0, False
         self._runs.clear()
         self._walk = self._start(None)
 
     def state(self) -> State:
-        return (self.turn, self._runs[0][0] if self._runs else self._walk.state(), self._offset)
+        offset = self._offset
+        for began, rows in self._runs:
+            if offset < len(rows):
+                return (self.turn, self._any, began, offset)
+            offset -= len(rows)
+        return (self.turn, self._any, self._walk.state(), offset)
 
     def close(self) -> None:
         """End what computes ahead."""
@@ -202,9 +219,45 @@ class PartedFlow:
 
     def __init__(self, source: Combination, parts: Sequence[Flow]) -> None:
         self.source, self.parts = source, tuple(parts)
+        self._firsts = _first_sources(source)
+        widths = [width_of(part) for part in parts]
+        known = [width for width in widths if width is not None]
+        self.width = 2 + max(known) if len(known) == len(widths) else None
+        """Part and pass, and the address in them."""
 
     def walk(self, epoch: int, state: State, feeds: Feeds) -> Walk:
         return _Parted(self, epoch, state, feeds)
+
+    def fetch(self, epoch: int, addresses: Addresses, feeds: Feeds) -> Rows:
+        """Return the rows at some addresses, part by part and pass by pass."""
+        found = []
+        for part, places in groups(addresses[:, 0]):
+            if part >= len(self.parts):
+                raise StateError(GONE)
+            flow, passes = self.parts[part], []
+            for turn, mine in groups(addresses[places, 1]):
+                if turn >= ENDLESS:
+                    raise StateError(GONE)
+                inner = addresses[places[mine], 2 : 2 + (width_of(flow) or 0)]
+                passes.append((mine, fetched(flow, pass_epochs(epoch, turn), inner, feeds)))
+            found.append((part, places, dataclasses.replace(put_in_place(passes), at=None)))
+        return dataclasses.replace(self.together(found, len(addresses)), at=addresses)
+
+    def together(self, found: Sequence[tuple[int, I64, Rows]], count: int) -> Rows:
+        """Return ``count`` rows of parts, each in its place, numbered so that no two parts have a number in common."""
+        bare = []
+        for part, _, rows in found:
+            ids = np.where(rows.ids < 0, rows.ids, rows.ids * len(self.parts) + part)
+            origins = None if rows.origins is None else rows.origins.numbered(self._firsts[part])
+            bare.append(Rows(ids, rows.epochs, subs=rows.subs, origins=origins, at=rows.at))
+        if len(found) == 1:
+            ((_, _, rows),) = found
+            return dataclasses.replace(bare[0], columns=rows.columns, items=rows.items)
+        source = self.source
+        scattered = [Scattered(source.names[part], places, rows) for part, places, rows in found]
+        columns, items = scattered_rows(scattered, count, _fresh(count), f"{source.kind}()")
+        order = np.argsort(np.concatenate([places for _, places, _ in found]))
+        return dataclasses.replace(joined(bare).chosen(order), columns=columns, items=items)
 
 
 class _Parted:
@@ -213,8 +266,7 @@ class _Parted:
     def __init__(self, flow: PartedFlow, epoch: int, state: State, feeds: Feeds) -> None:
         source = flow.source
         order, parts = state or (None, [None] * len(flow.parts))
-        self._firsts = _first_sources(source)
-        self._names, self._where = source.names, f"{source.kind}()"
+        self._flow = flow
         self._parts = [_Part(part, epoch, its, feeds) for part, its in zip(flow.parts, parts, strict=True)]
         self._order: _Order
         if isinstance(source, Mix):
@@ -265,21 +317,20 @@ class _Parted:
 
     def _given(self, wanted: I64) -> Rows:
         found = []
-        for part in np.unique(wanted).tolist():
-            places = np.flatnonzero(wanted == part)
-            rows = joined(self._parts[part].give(len(places)))
-            ids = np.where(rows.ids < 0, rows.ids, rows.ids * len(self._parts) + part)
-            origins = None if rows.origins is None else rows.origins.numbered(self._firsts[part])
-            told = Rows(ids, rows.epochs, subs=rows.subs, origins=origins)
-            found.append((Scattered(self._names[part], places, rows), told))
-        if len(found) == 1:
-            ((only, told),) = found
-            return dataclasses.replace(told, columns=only.rows.columns, items=only.rows.items)
-        scattered = [one for one, _ in found]
-        columns, items = scattered_rows(scattered, len(wanted), _fresh(len(wanted)), self._where)
-        order = np.argsort(np.concatenate([one.places for one in scattered]))
-        together = joined([told for _, told in found]).chosen(order)
-        return dataclasses.replace(together, columns=columns, items=items)
+        for part, places in groups(wanted):
+            one = self._parts[part]
+            rows = joined(one.give(len(places)))
+            found.append((part, places, self._addressed(rows, part, one.turn)))
+        return self._flow.together(found, len(wanted))
+
+    def _addressed(self, rows: Rows, part: int, turn: int) -> Rows:
+        width = self._flow.width
+        if width is None:  # but the part's own may have, of more numbers than another's
+            return dataclasses.replace(rows, at=None)
+        own = addresses_of(rows)
+        at = np.zeros((len(rows), width), np.int64)
+        at[:, 0], at[:, 1], at[:, 2 : 2 + own.shape[1]] = part, turn, own
+        return dataclasses.replace(rows, at=at)
 
     def state(self) -> State:
         return (self._order.state(), [part.state() for part in self._parts])

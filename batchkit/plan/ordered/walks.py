@@ -12,42 +12,40 @@ time. A state is made of whole numbers and lists; a walk that is started from it
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections import deque
-from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from batchkit import stages as st
 from batchkit.errors import PipelineError, StateError
-from batchkit.plan.memory import FreshMemory
 from batchkit.plan.numbered.nodes import RowsNode
-from batchkit.plan.ordered.chunks import ChunkPlan, chunk_rows
+from batchkit.plan.ordered.addresses import (
+    GONE,
+    Addresses,
+    addresses_of,
+    fetched,
+    groups,
+    put_in_place,
+    width_of,
+)
+from batchkit.plan.ordered.chunks import Feeds
 from batchkit.plan.rows.calls import Rows
 from batchkit.plan.rows.joining import joined
-from batchkit.plan.step import Step
 from batchkit.stages.order import ENDLESS, pass_epochs
-from batchkit.tree import Tree
 
 __all__ = [
-    "ChunkFlow",
     "Cut",
     "Feeds",
     "Flow",
     "PositionsFlow",
-    "Recounted",
     "RepeatFlow",
     "SkipFlow",
     "TakeFlow",
     "Walk",
     "WindowShuffleFlow",
-    "chunk_plans",
     "pull_rows",
 ]
-
-Feeds: TypeAlias = Callable[[ChunkPlan, Iterator[Step]], Iterator[Tree]]
-"""Has chunks computed: takes steps, ahead of what is asked for, and gives their results in order."""
 
 State: TypeAlias = Any
 """Whole numbers and lists of them; ``None`` is the beginning."""
@@ -110,25 +108,35 @@ class PositionsFlow:
     batched = False
 
     def __init__(self, length: int | None, traced: RowsNode | None = None) -> None:
-        self.length, self.traced = length, traced
+        self.length, self.traced, self.width = length, traced, 1
 
     def walk(self, epoch: int, state: State, feeds: Feeds) -> Walk:
         return _Positions(self, epoch, state or 0)
 
+    def fetch(self, epoch: int, addresses: Addresses, feeds: Feeds) -> Rows:
+        """Return the rows at some addresses."""
+        positions = addresses[:, 0]
+        if self.length is not None and positions.max() >= self.length:
+            raise StateError(GONE)
+        return self.rows(positions, epoch)
+
+    def rows(self, positions: npt.NDArray[np.int64], epoch: int) -> Rows:
+        """Return rows at some positions, there are such."""
+        origins = None if self.traced is None else self.traced.origins(positions, epoch)
+        return Rows(positions, epoch, places=positions, origins=origins)
+
 
 class _Positions:
     def __init__(self, flow: PositionsFlow, epoch: int, at: int) -> None:
-        self._length, self._traced, self._epoch, self._at = flow.length, flow.traced, epoch, at
+        self._flow, self._epoch, self._at = flow, epoch, at
 
     def pull(self, most: int) -> Rows | None:
-        start = self._at
-        stop = start + most if self._length is None else min(start + most, self._length)
+        start, length = self._at, self._flow.length
+        stop = start + most if length is None else min(start + most, length)
         if stop <= start:
             return None
         self._at = stop
-        positions = np.arange(start, stop)
-        origins = None if self._traced is None else self._traced.origins(positions, self._epoch)
-        return Rows(positions, self._epoch, places=positions, origins=origins)
+        return self._flow.rows(np.arange(start, stop), self._epoch)
 
     def state(self) -> State:
         return self._at
@@ -137,135 +145,19 @@ class _Positions:
         """Nothing is computed ahead."""
 
 
-class ChunkFlow:
-    """Rows that were computed in chunks of ``size`` of those before."""
-
-    batched = False
-
-    def __init__(self, before: Flow, plan: ChunkPlan, size: int, pass_rows: int | None, name: str) -> None:
-        self.before, self.plan, self.size, self.name = before, plan, size, name
-        self.pass_rows = pass_rows
-        """Where the rows before never end: after how many without a result none is to be hoped for."""
-
-    def walk(self, epoch: int, state: State, feeds: Feeds) -> Walk:
-        return _Chunks(self, epoch, state, feeds)
-
-
-class _Chunks:
-    """The rows of one chunk after the other; the run that computes them is some chunks ahead.
-
-    State: where the walk before stood at the beginning of the chunk, and how many of its results were pulled.
-    """
-
-    def __init__(self, flow: ChunkFlow, epoch: int, state: State, feeds: Feeds) -> None:
-        self._flow, self._epoch, self._feeds = flow, epoch, feeds
-        began, drop = state or (None, 0)
-        self._drop: int = drop
-        self._before = flow.before.walk(epoch, began, feeds)
-        self._began: deque[State] = deque()
-        self._now: State = self._before.state() if began is None else began
-        self._run: Any = None
-        self._rows: Rows | None = None
-        self._offset = 0
-        self._barren = 0
-        self._number = itertools.count()
-
-    def _steps(self) -> Iterator[Step]:
-        while True:
-            began = self._before.state()
-            rows = self._before.pull(self._flow.size)
-            if rows is None:
-                return
-            self._began.append((began, len(rows)))
-            yield Step(self._epoch, next(self._number), rows)
-
-    def pull(self, most: int) -> Rows | None:
-        while self._rows is None or self._offset >= len(self._rows):
-            if not self._next():
-                return None
-        assert self._rows is not None
-        start, self._offset = self._offset, min(self._offset + most, len(self._rows))
-        return self._rows.part(start, self._offset)
-
-    def _next(self) -> bool:
-        if self._run is None:
-            self._run = self._feeds(self._flow.plan, self._steps())
-        try:
-            tree = next(self._run)
-        except StopIteration:
-            self._rows, self._now, self._offset = None, self._before.state(), 0
-            return False
-        except BaseException:
-            if self._began:  # the chunk that failed is left out if somebody goes on
-                self._began.popleft()
-            raise
-        self._now, taken = self._began.popleft()
-        self._rows, self._offset, self._drop = chunk_rows(tree), self._drop, 0
-        if self._offset > len(self._rows):
-            raise StateError(
-                f"the state stands behind {self._offset} rows that {self._flow.name} made of some rows, but now they "
-                f"make {len(self._rows)}: the data or a function changed since"
-            )
-        self._barren = 0 if len(self._rows) else self._barren + taken
-        if self._flow.pass_rows is not None and self._barren > self._flow.pass_rows:
-            raise PipelineError(
-                f"{self._flow.name} left nothing of {self._barren:,} rows in a row, and repeat() has no end: the epoch "
-                "would never yield anything. Give repeat() a count, or look at what is filtered"
-            )
-        return True
-
-    def state(self) -> State:
-        return (self._now, self._offset + self._drop)
-
-    def close(self) -> None:
-        close = getattr(self._run, "close", None)
-        if close is not None:
-            close()
-        self._before.close()
-
-
-class Recounted:
-    """Rows pulled again by a walk that goes on from a state, of which only some are wanted.
-
-    Where chunks make one row of each, only those wanted are computed.
-    """
-
-    def __init__(self, flow: Flow, epoch: int, walk: Walk, feeds: Feeds) -> None:
-        self._flow, self._epoch, self._walk, self._feeds = flow, epoch, walk, feeds
-        self._chunks = flow if isinstance(flow, ChunkFlow) and flow.plan.one_each else None
-        if self._chunks is not None:
-            began, passed = walk.state()
-            self._inner = self._chunks.before.walk(epoch, began, feeds)
-            pull_rows(self._inner, passed)
-
-    def pull(self, most: int) -> tuple[State, Rows | None]:
-        """Return where the walk stood, and the next rows, maybe not computed."""
-        if self._chunks is None:
-            return self._walk.state(), self._walk.pull(most)
-        return (self._inner.state(), 0), self._inner.pull(most)
-
-    def computed(self, rows: Rows) -> Rows:
-        """Return rows that were pulled, computed."""
-        if self._chunks is None:
-            return rows
-        return chunk_rows(self._chunks.plan.compute(Step(self._epoch, 0, rows), FreshMemory()))
-
-    def walk(self) -> Walk:
-        """Return the walk behind what was pulled."""
-        if self._chunks is None:
-            return self._walk
-        self._walk.close()
-        return self._chunks.walk(self._epoch, (self._inner.state(), 0), self._feeds)
-
-
 class TakeFlow:
     """The first rows, or batches."""
 
     def __init__(self, before: Flow, count: int) -> None:
         self.before, self.count, self.batched = before, count, before.batched
+        self.width = width_of(before)
 
     def walk(self, epoch: int, state: State, feeds: Feeds) -> Walk:
         return _Take(self, epoch, state, feeds)
+
+    def fetch(self, epoch: int, addresses: Addresses, feeds: Feeds) -> Rows:
+        """Return the rows at some addresses."""
+        return fetched(self.before, epoch, addresses, feeds)
 
 
 class _Take:
@@ -295,9 +187,14 @@ class SkipFlow:
 
     def __init__(self, before: Flow, count: int) -> None:
         self.before, self.count, self.batched = before, count, before.batched
+        self.width = width_of(before)
 
     def walk(self, epoch: int, state: State, feeds: Feeds) -> Walk:
         return _Skip(self, epoch, state, feeds)
+
+    def fetch(self, epoch: int, addresses: Addresses, feeds: Feeds) -> Rows:
+        """Return the rows at some addresses."""
+        return fetched(self.before, epoch, addresses, feeds)
 
 
 class _Skip:
@@ -327,9 +224,25 @@ class RepeatFlow:
 
     def __init__(self, before: Flow, count: int | None) -> None:
         self.before, self.count, self.batched = before, count, before.batched
+        width = width_of(before)
+        self.width = None if width is None else width + 1
 
     def walk(self, epoch: int, state: State, feeds: Feeds) -> Walk:
         return _Repeat(self, epoch, state, feeds)
+
+    def fetch(self, epoch: int, addresses: Addresses, feeds: Feeds) -> Rows:
+        """Return the rows at some addresses, pass by pass."""
+        found = []
+        for which, places in groups(addresses[:, 0]):
+            if which >= (self.count or ENDLESS):
+                raise StateError(GONE)
+            found.append((places, fetched(self.before, self.epoch(epoch, which), addresses[places, 1:], feeds)))
+        return dataclasses.replace(put_in_place(found), at=addresses)
+
+    def epoch(self, epoch: int, which: int) -> int:
+        """Return which epoch of what comes before a pass is."""
+        passed: int = pass_epochs(epoch, which, self.count or ENDLESS)
+        return passed
 
 
 class _Repeat:
@@ -345,15 +258,17 @@ class _Repeat:
     def _start(self, state: State) -> Walk | None:
         if self._flow.count is not None and self._which >= self._flow.count:
             return None
-        epoch = pass_epochs(self._epoch, self._which, self._flow.count or ENDLESS)
-        return self._flow.before.walk(epoch, state, self._feeds)
+        return self._flow.before.walk(self._flow.epoch(self._epoch, self._which), state, self._feeds)
 
     def pull(self, most: int) -> Any:
         while self._before is not None:
             pulled = self._before.pull(most)
             if pulled is not None:
                 self._any = 1
-                return pulled
+                if self._flow.width is None:
+                    return pulled
+                inner = addresses_of(pulled)
+                return dataclasses.replace(pulled, at=np.insert(inner, 0, self._which, axis=1))
             if self._flow.count is None and not self._any:
                 raise PipelineError("repeat() for ever over what yields nothing would never end")
             self._before.close()
@@ -376,9 +291,14 @@ class WindowShuffleFlow:
 
     def __init__(self, before: Flow, stage: st.Shuffle, ordinal: int) -> None:
         self.before, self.stage, self.ordinal = before, stage, ordinal
+        self.width = width_of(before)
 
     def walk(self, epoch: int, state: State, feeds: Feeds) -> Walk:
         return _WindowShuffle(self, epoch, state, feeds)
+
+    def fetch(self, epoch: int, addresses: Addresses, feeds: Feeds) -> Rows:
+        """Return the rows at some addresses."""
+        return fetched(self.before, epoch, addresses, feeds)
 
 
 class _WindowShuffle:
@@ -412,6 +332,8 @@ class _WindowShuffle:
         return rows.chosen(self._flow.stage.block(len(rows), self._flow.ordinal, self._epoch, self._number))
 
     def state(self) -> State:
+        if self._rows is not None and self._offset >= len(self._rows):
+            return (self._number + 1, self._before.state(), 0)  # nothing is needed of a window that was given out
         return (self._number, self._began, self._offset)
 
     def close(self) -> None:
@@ -428,11 +350,3 @@ def pull_rows(walk: Walk, count: int) -> list[Rows]:
         parts.append(rows)
         count -= len(rows)
     return parts
-
-
-def chunk_plans(flow: Any) -> Iterator[ChunkPlan]:
-    """Yield the plans of all chunks that a flow is made of."""
-    if isinstance(flow, ChunkFlow):
-        yield flow.plan
-    for before in getattr(flow, "parts", None) or filter(None, [getattr(flow, "before", None)]):
-        yield from chunk_plans(before)

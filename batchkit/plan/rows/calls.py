@@ -65,7 +65,9 @@ class Rows:
     surplus: bool = False
     """Whether the rows are there only to show what none of them look like."""
     places: npt.NDArray[np.int64] | None = None
-    """Behind a stage that keeps no numbering: the position of each row, or of what it comes from, before it."""
+    """Behind a stage that keeps no numbering: the position of each row, or of what it comes from, before it.
+
+    Of rows that a node read: which of those asked for they are, where some may have been left out."""
     subs: npt.NDArray[np.int64] | None = None
     """Where a row may have become several: which of them each is."""
     packed: Packed | None = None
@@ -75,6 +77,8 @@ class Rows:
     """The source rows that each is made of, where that is wanted; of packed ones, what ``segments`` say."""
     collated: bool = False
     """Whether a function has made the columns of all rows together, so that they have no axis of rows."""
+    at: npt.NDArray[np.int64] | None = None
+    """Where each row is found again, by which a flow fetches it: some numbers a row."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -104,6 +108,7 @@ class Rows:
             None if self.packed is None else self.packed.part(start, stop),
             self.segments,
             None if self.origins is None else self.origins.part(start, stop),
+            at=None if self.at is None else self.at[cut],
         )
 
     def chosen(self, which: npt.NDArray[np.int64]) -> Rows:
@@ -124,6 +129,7 @@ class Rows:
             None if self.packed is None else self.packed.chosen(which),
             self.segments,
             None if self.origins is None else self.origins.taken(which),
+            at=None if self.at is None else self.at[which],
         )
 
 

@@ -40,6 +40,7 @@ def joined(parts: Sequence[Rows]) -> Rows:
         places=_optional([part.places for part in parts]),
         subs=_subs(parts),
         origins=_origins(parts),
+        at=_optional([part.at for part in parts]),
         **_packed(parts),
     )
 
