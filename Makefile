@@ -24,7 +24,7 @@ WHEELS := .wheels
 # What the tests read of the source tree; the packages themselves come from the wheels.
 TREE := pyproject.toml conftest.py README.md tests docs examples
 # Tests that take long and show nothing of the packaging.
-LONG := $(foreach name,caching executors executors_bytes executors_ends executors_faults flows killed parted pipelines portable sequences soak state_fuzz,--ignore=tests/test_$(name).py)
+LONG := $(foreach name,caching caching_flows executors executors_bytes executors_ends executors_faults flows killed parted pipelines portable restoring sequences soak state_fuzz,--ignore=tests/test_$(name).py)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-wheels lint fuzz soak bench clean
