@@ -6,6 +6,7 @@ computed, so that nobody reads more than its own; else rows come computed, and w
 
 from __future__ import annotations
 
+import abc
 import itertools
 from collections import deque
 from collections.abc import Callable
@@ -56,7 +57,7 @@ class _Snapshot(NamedTuple):
     run: int
 
 
-class _Holding:
+class _Holding(abc.ABC):
     """A walk that feeds a planner run by run, and gives what comes out of it one by one.
 
     State: the snapshot in front of the run, and how much of what the run gave was pulled. A run is what the walk before
@@ -241,18 +242,19 @@ class _Holding:
     def close(self) -> None:
         self._before.close()
 
+    @abc.abstractmethod
     def _new(self) -> Any:
-        raise NotImplementedError
+        """Return the planner at the beginning."""
 
     _lengths_shape: tuple[int, ...] = ()
 
+    @abc.abstractmethod
     def _restored(self, held: State, arrived: int, numbers: I64, lengths: I64) -> Any:
         """Return the planner again: ``held`` as it was put apart, with the rows' new numbers, and how long they are."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _put_apart(self) -> tuple[State, I64]:
         """Return how what is held back is put together, and the numbers of the rows that it is made of, in order."""
-        raise NotImplementedError
 
     def _rising(self, numbers: I64) -> I64:
         """Return the numbers of the rows that are held back, each once, in order."""
@@ -265,11 +267,13 @@ class _Holding:
             raise StateError(f"{self._flow.stage.label}: the state does not say what is held back where: it is damaged")
         return np.cumsum([0, *counts.tolist()])
 
+    @abc.abstractmethod
     def _put(self, made: Any) -> None:
-        raise NotImplementedError
+        """Take in what the planner gave."""
 
+    @abc.abstractmethod
     def _given(self, most: int) -> Any:
-        raise NotImplementedError
+        """Return the next of what it gave, at most so much."""
 
 
 class PackFlow:
