@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from batchkit.executors import Setting
+from batchkit.executors.threads import SLOW_SECONDS
 from batchkit.metering import HOST_COPY, PUT, SOURCE, STAGED, TRANSPORT, Meter, StageFigures
 from batchkit.resources import cores
 
@@ -154,6 +155,10 @@ def bottleneck(statistics: Statistics, setting: Setting, settled: bool = False) 
     else:
         behind = f"the source takes {source:.0%}"
     how, change = _advice(slowest, setting, settled)
+    computed = slowest.kind not in (PUT, STAGED, HOST_COPY, TRANSPORT) and not slowest.waits
+    cheap = sum(stage.seconds for stage in stages) < SLOW_SECONDS
+    if computed and cheap and setting.executor != "processes" and not settled:
+        change = "steps are too cheap for other workers to help: only larger batches or less work a row would"
     return f"{slowest.name} takes {slowest.share:.0%} of the time{how}: {change}; {behind}"
 
 

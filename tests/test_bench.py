@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from html.parser import HTMLParser
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,21 @@ def test_every_pair_of_backend_and_executor_is_measured(folder: Path) -> None:
         assert one.executor in result.stdout
     assert "rows/s" in result.stdout
     assert found.machine["packages"]["numpy"] == np.__version__
+
+
+def test_every_framework_is_measured_or_a_line_that_says_what_to_install(folder: Path) -> None:
+    result = run("--backends", "numpy,torch,jax,tensorflow", "--executors", "inline")
+    found = {one.backend: one for one in written(folder).results}
+    assert list(found) == ["numpy", "torch", "jax", "tensorflow"]
+    for name, one in found.items():
+        if all(find_spec(module) for module in (name, f"batchkit_{name}")) or name == "numpy":
+            assert one.problem is None
+            assert [each.rows > 0 for each in one.turns] == [True, True]
+            assert f"{name}/inline is left out" not in result.stdout
+        else:
+            assert one.turns == []
+            assert f"{name}/inline is left out: " in result.stdout
+            assert "pip install" in (one.problem or "")
 
 
 def test_rounds_are_interleaved() -> None:
@@ -541,6 +557,9 @@ def test_the_page_has_every_contender_and_a_plot_of_every_figure() -> None:
     assert page.open == []
     assert page.tags.count("svg") == len(FIGURES) == 4
     labels = [value for name, value in page.attributes if name == "aria-label"]
+    assert [figure.title.split(" beyond")[0] for figure in FIGURES] == [
+        *("Throughput", "Time to the first batch", "Wait share", "Peak memory")
+    ]
     assert labels == [f"{figure.title} of every contender" for figure in FIGURES]
     for name in ("a/inline", "b/inline"):
         assert page.words.count(name) >= len(FIGURES)

@@ -145,10 +145,11 @@ def test_kept_batches_never_change_while_the_loader_runs_ahead(kind: str, execut
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", bk.NarrowingWarning)
         with bk.Loader(pipe, backend, executor=executor, workers=3, prefetch=4) as loader:
-            kept = [batch for _ in range(3) for batch in loader]
+            kept = [(batch, batch["row"].tolist()) for _ in range(3) for batch in loader]
     assert len(kept) == 87
-    for batch in kept:
-        wanted = data[batch["row"]]
+    for batch, rows in kept:
+        assert batch["row"].tolist() == rows
+        wanted = data[rows]
         if backend.name == "narrow" and wanted.dtype == np.float64:
             wanted = wanted.astype(np.float32)
         np.testing.assert_array_equal(batch["x"], wanted)

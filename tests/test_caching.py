@@ -301,7 +301,9 @@ def test_the_warning_points_at_the_line_that_called_cache() -> None:
 def test_nothing_is_said_of_an_order_that_never_changes(where: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        data().shuffle(1, reshuffle=False).cache(where)
+        first, second = epochs(data().shuffle(1, reshuffle=False).cache(where).batch(5), 2)
+    assert_same(second, first)
+    assert_same([first], epochs(data().shuffle(1, reshuffle=False).batch(5)))
 
 
 # -- refused

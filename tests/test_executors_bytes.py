@@ -260,8 +260,10 @@ def stream(way: str) -> bk.Pipeline:
     return data.map(shifted) if "function" in way else data
 
 
-def assert_its_own(batch: Any) -> None:
-    want = X[batch["n"]]
+def assert_its_own(batch: Any, ids: list[int]) -> None:
+    """Compare with the rows ``ids``, written down at delivery: a batch that is another's now is one in itself."""
+    assert batch["n"].tolist() == ids, "leaf 'n' of a kept batch has changed"
+    want = X[ids]
     for leaf in batch.keys() - {"n"}:
         same = np.array_equal(batch[leaf], want[:, ::-1] if leaf == "back" else want)
         assert same, f"leaf {leaf!r} of a kept batch has changed"
@@ -272,16 +274,18 @@ def assert_its_own(batch: Any) -> None:
     "way", ["gathered", "gathered from an odd address", "function", "function on odd", "rows", "batched generator"]
 )
 def test_a_batch_that_is_kept_never_changes(way: str, executor: str) -> None:
-    kept: deque[Any] = deque(maxlen=30)
+    kept: deque[tuple[Any, list[int]]] = deque(maxlen=30)
     seen: list[int] = []
     with loaded(stream(way), executor, prefetch=8) as loader:
         for _ in range(3):
             for batch in loader:
-                seen += batch["n"].tolist()
-                kept.append(batch)
-                assert_its_own(kept[0])
-    for batch in kept:
-        assert_its_own(batch)
+                ids = batch["n"].tolist()
+                seen += ids
+                kept.append((batch, ids))
+                assert_its_own(*kept[0])
+    assert len(kept) == 30
+    for batch, ids in kept:
+        assert_its_own(batch, ids)
     assert sorted(seen) == sorted(list(range(len(X))) * 3)
 
 
@@ -316,8 +320,12 @@ def test_a_caller_who_keeps_the_labels_lets_the_images_go(executor: str) -> None
 def test_what_a_caller_writes_to_a_batch_stays_in_it(way: str, executor: str) -> None:
     before = X.tobytes()
     with loaded(stream(way), executor) as loader:
+        seen: list[int] = []
         for _ in range(3):
             for batch in loader:
-                assert_its_own({leaf: batch[leaf] for leaf in ("n", "x")})
+                ids = batch["n"].tolist()
+                assert_its_own({leaf: batch[leaf] for leaf in ("n", "x")}, ids)
+                seen += ids
                 batch["x"][...] = 7
+    assert sorted(seen) == sorted(list(range(len(X))) * 3)
     assert X.tobytes() == before

@@ -109,6 +109,7 @@ def test_rows_that_a_function_hands_on_are_not_written_over(start: str) -> None:
                 assert sorted(batch) == list(leaves)
                 for leaf in leaves:
                     np.testing.assert_array_equal(batch[leaf], wanted[leaf])
+            assert number == ROWS // SIZE - 1
 
 
 def test_a_column_without_bytes_beside_one_that_fills_a_piece(start: str) -> None:
@@ -134,6 +135,7 @@ def test_what_a_file_was_read_to_is_written_over(tmp_path: Path, start: str) -> 
                 if epoch:
                     root = batch["x"].base
                     assert root.nbytes == batch["x"].nbytes
+            assert number == ROWS // SIZE - 1
 
 
 # -- room in a piece

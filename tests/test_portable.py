@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import importlib
 import json
@@ -93,6 +94,31 @@ def test_an_unknown_start_is_answered_with_the_nearest(start: Any, message: str)
 def test_a_pickled_executor_starts_workers_in_the_same_way() -> None:
     copy = pickle.loads(pickle.dumps(ProcessExecutor(3, timeout=2.0, start="spawn")))
     assert (copy.workers, copy.timeout, copy.start) == (3, 2.0, "spawn")
+
+
+ONLY_POSIX = {"fcntl", "grp", "pwd", "resource", "termios", "batchkit.executors.posix"}
+ONLY_POSIX_CALLS = {
+    "fork",
+    "waitpid",
+    "memfd_create",
+    "posix_fallocate",
+    "socketpair",
+    "sendmsg",
+    "recvmsg",
+    "SCM_RIGHTS",
+}
+
+
+def test_what_only_posix_has_is_used_in_one_file_of_the_executors() -> None:
+    used: dict[str, set[str]] = {}
+    for path in Path(portable.__file__).parent.glob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        names = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
+        names |= {node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)}
+        called = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        used[path.name] = names & ONLY_POSIX | called & ONLY_POSIX_CALLS
+    assert used.pop("posix.py") >= {"fork", "memfd_create", "SCM_RIGHTS"}
+    assert {name: found for name, found in used.items() if found} == {}
 
 
 # -- memory
@@ -271,8 +297,11 @@ def test_nothing_is_left_after_an_end_a_break_an_exception_and_a_killed_worker(b
             break
         with pytest.raises(bk.StageError, match="seven is bad"):
             list(loader)
+        rest = []
         for batch in loader.iterate(0, start=4):
+            rest.append(batch["x"].tolist())
             os.kill(int(batch["pid"][0]), signal.SIGKILL)
+        assert rest == [[8, 9], [10, 11]]
     assert left_since(before) == set()
 
 

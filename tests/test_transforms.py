@@ -577,6 +577,7 @@ def test_the_shards_of_a_batch_are_the_batch(reference: dict[str, np.ndarray]) -
     for step, parts in enumerate(zip(*loaders, strict=True)):
         whole = np.concatenate([part["image"] for part in parts])
         np.testing.assert_array_equal(whole, reference["image"][step * 50 : step * 50 + 50], strict=True)
+    assert step == len(loaders[0]) - 1 > 0
 
 
 def test_a_padded_batch_goes_through_every_transform(reference: dict[str, np.ndarray]) -> None:
@@ -590,6 +591,7 @@ def test_a_padded_batch_goes_through_every_transform(reference: dict[str, np.nda
 def test_batches_that_are_kept_do_not_change() -> None:
     with bk.Loader(pipeline(50), executor="threads") as loader:
         batches = [(batch["image"], batch["image"].copy()) for batch in loader]
+        assert len(batches) == len(loader) > 1
     for batch, copy in batches:
         np.testing.assert_array_equal(batch, copy)
 

@@ -342,7 +342,11 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, Any], message
         bk.Loader(numbers(4).batch(2), **options)
 
 
-def test_a_memory_limit_keeps_the_number_of_batches_in_flight_small() -> None:
+@pytest.mark.parametrize(("options", "free"), [({"memory_limit": "8MB"}, 1 << 40), ({}, 32_000_000)])
+def test_a_memory_limit_or_a_quarter_of_what_is_free_keeps_batches_in_flight_few(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], free: int
+) -> None:
+    monkeypatch.setattr("batchkit.executors.auto.free_memory", lambda: free)
     made: list[int] = []
     delivered = 0
     most = 0
@@ -354,7 +358,7 @@ def test_a_memory_limit_keeps_the_number_of_batches_in_flight_small() -> None:
         most = max(most, len(made) - delivered)
         return {"x": batch["x"], "y": np.zeros((len(batch["x"]), 250_000), np.uint8)}
 
-    with bk.Loader(numbers(400).batch(4).map(large), memory_limit="8MB") as loader:
+    with bk.Loader(numbers(400).batch(4).map(large), **options) as loader:
         for _ in loader:
             delivered += 1
         assert loader.workers <= 3

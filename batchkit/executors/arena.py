@@ -48,7 +48,8 @@ class _Lease:
     @property
     def free(self) -> bool:
         """Whether nobody refers to the column any more."""
-        return getrefcount(self.root) == self.baseline
+        # Without a GIL a reference that moves from one thread to another can be missed: look twice.
+        return getrefcount(self.root) == self.baseline and getrefcount(self.root) == self.baseline
 
 
 class Arena:

@@ -41,7 +41,10 @@ class Piece:
     @property
     def free(self) -> bool:
         """Whether nobody refers to it any more."""
-        return not self.taken and getrefcount(self.memory) == self.baseline
+        if self.taken:
+            return False
+        # Without a GIL a reference that moves from one thread to another can be missed: look twice.
+        return getrefcount(self.memory) == self.baseline and getrefcount(self.memory) == self.baseline
 
     def settle(self) -> None:
         """Close the handle: no other process will map the memory."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
 import jax
@@ -60,11 +61,18 @@ def overwritten(mesh: jax.sharding.Mesh) -> bool:
     )
 
 
-def loader_epoch(mesh: jax.sharding.Mesh) -> dict[str, Any]:
+def loader_epoch(mesh: jax.sharding.Mesh, ahead: bool | None = None) -> dict[str, Any]:
     x, y = np.arange(100 * 3, dtype=np.float32).reshape(100, 3), np.arange(100, dtype=np.int32)
     sharding = NamedSharding(mesh, PartitionSpec("data"))
-    kept, refused = [], ""
-    with bk.Loader(bk.from_arrays({"x": x, "y": y}).batch(16), backend=BACKEND, device=sharding) as loader:
+    kept, refused, threads = [], "", set[str]()
+
+    class Noting(JaxBackend):
+        def put(self, batch: Any, device: Any) -> Any:
+            threads.add(threading.current_thread().name.partition("-")[0])
+            return super().put(batch, device)
+
+    pipe = bk.from_arrays({"x": x, "y": y}).batch(16)
+    with bk.Loader(pipe, backend=Noting(), device=sharding, executor="inline", prefetch_to_device=ahead) as loader:
         batches = iter(loader)
         try:
             kept.extend(batches)
@@ -76,6 +84,7 @@ def loader_epoch(mesh: jax.sharding.Mesh) -> dict[str, Any]:
         "y": bool(np.array_equal(np.concatenate([np.asarray(batch["y"]) for batch in kept]), y[:96])),
         "sharded": all(batch["x"].sharding == sharding for batch in kept),
         "last": refused,
+        "threads": sorted(threads),
     }
 
 
@@ -98,6 +107,7 @@ def main() -> None:
         "no axis": refusal(mesh, ("data",), scale=column(())),
         "named": BACKEND.device("cpu:5").id,
         "loader": loader_epoch(mesh),
+        "loader, ahead": loader_epoch(mesh, ahead=True),
     }
     print(json.dumps(observed))
 

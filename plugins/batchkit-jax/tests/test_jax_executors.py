@@ -22,6 +22,7 @@ ROWS = 500
 DTYPES = [
     *("bool", "int8", "int16", "int32", "uint8", "uint16", "uint32", "float16", "float32", "complex64"),
     *("bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e4m3b11fnuz"),
+    *(name for name in ("float8_e8m0fnu", "float8_e3m4", "float8_e4m3") if hasattr(jnp, name)),
 ]
 
 
@@ -77,8 +78,8 @@ def test_an_integer_that_does_not_fit_is_an_error_and_the_next_step_goes_on(exec
 def test_nothing_is_copied_of_what_a_worker_process_wrote() -> None:
     data = {"x": np.zeros((ROWS, 3), np.float32), "y": np.arange(ROWS)}
     with loaded(bk.from_arrays(data).shuffle(0).batch(64).map(lambda batch: {**batch}), "processes") as loader:
-        for batch in loader:
-            assert all(is_shared(array.unsafe_buffer_pointer()) for array in batch.values())
+        shared = [is_shared(array.unsafe_buffer_pointer()) for batch in loader for array in batch.values()]
+    assert shared == [True] * 2 * 8
 
 
 def is_shared(address: int) -> bool:
@@ -97,8 +98,10 @@ def at_an_odd_address(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return np.ndarray(array.shape, array.dtype, raw.data)
 
 
-def check(batch: dict[str, Any], x: np.ndarray[Any, Any]) -> None:
-    want = x[np.asarray(batch["i"])]
+def check(batch: dict[str, Any], ids: list[int], x: np.ndarray[Any, Any]) -> None:
+    """Compare with the rows ``ids``, written down at delivery: a batch that is another's now is one in itself."""
+    assert batch["i"].tolist() == ids
+    want = x[ids]
     for name in ("x", "odd", "same"):
         np.testing.assert_array_equal(np.asarray(batch[name]), want)
     np.testing.assert_array_equal(np.asarray(batch["reversed"]), want[:, ::-1])
@@ -116,14 +119,19 @@ def test_a_batch_that_is_kept_never_changes(executor: str, odd: bool) -> None:
     x = np.random.default_rng(0).standard_normal((4000, 32)).astype(np.float32)
     source = {"x": at_an_odd_address(x) if odd else x, "i": np.arange(4000)}
     pipe = bk.from_arrays(source).shuffle(1).batch(50).map(shifted)
-    kept: deque[Any] = deque(maxlen=30)
+    kept: deque[tuple[Any, list[int]]] = deque(maxlen=30)
+    seen: list[int] = []
     with loaded(pipe, executor, prefetch=4) as loader:
         for _ in range(3):
             for batch in loader:
-                kept.append(batch)
-                check(kept[0], x)
-    for batch in kept:
-        check(batch, x)
+                ids = batch["i"].tolist()
+                seen += ids
+                kept.append((batch, ids))
+                check(*kept[0], x)
+    assert len(kept) == 30
+    for batch, ids in kept:
+        check(batch, ids, x)
+    assert sorted(seen) == sorted([*range(4000)] * 3)
 
 
 @every

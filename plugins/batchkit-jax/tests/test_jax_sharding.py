@@ -109,6 +109,14 @@ def test_a_loader_shards_every_batch(eight: dict[str, Any]) -> None:
     assert eight["loader"]["sharded"]
 
 
+def test_a_thread_shards_batches_ahead_of_the_caller(eight: dict[str, Any]) -> None:
+    ahead = eight["loader, ahead"]
+    assert (eight["loader"]["threads"], ahead["threads"]) == (["MainThread"], ["batchkit"])
+    assert {name: ahead[name] for name in ("batches", "x", "y", "sharded", "last")} == {
+        name: eight["loader"][name] for name in ("batches", "x", "y", "sharded", "last")
+    }
+
+
 def test_a_loader_says_that_the_last_batch_cannot_be_cut(eight: dict[str, Any]) -> None:
     assert "has 4 rows, which the 8 devices" in eight["loader"]["last"]
     assert 'remainder="drop"' in eight["loader"]["last"]

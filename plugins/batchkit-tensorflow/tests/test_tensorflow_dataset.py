@@ -260,15 +260,18 @@ def test_a_batch_that_is_kept_never_changes() -> None:
     data = {"x": x, "odd": np.ndarray(x.shape, x.dtype, odd.data), "y": np.arange(6000)}
     pipe = bk.from_arrays(data).shuffle(1).batch(40)
     dataset = bk.Loader(pipe, backend="tensorflow", prefetch=4).as_dataset().prefetch(tf.data.AUTOTUNE)
-    kept: deque[Any] = deque(maxlen=40)
+    kept: deque[tuple[Any, list[int]]] = deque(maxlen=40)
     for _ in range(3):
         for batch in dataset:
-            kept.append(batch)
-            rows = kept[0]["y"].numpy()
-            np.testing.assert_array_equal(kept[0]["x"].numpy(), x[rows])
-    for batch in kept:
-        np.testing.assert_array_equal(batch["x"].numpy(), x[batch["y"].numpy()])
-        np.testing.assert_array_equal(batch["odd"].numpy(), x[batch["y"].numpy()])
+            kept.append((batch, batch["y"].numpy().tolist()))  # written down: another's batch is one in itself, too
+            oldest, rows = kept[0]
+            assert oldest["y"].numpy().tolist() == rows
+            np.testing.assert_array_equal(oldest["x"].numpy(), x[rows])
+    assert len(kept) == 40
+    for batch, rows in kept:
+        assert batch["y"].numpy().tolist() == rows
+        np.testing.assert_array_equal(batch["x"].numpy(), x[rows])
+        np.testing.assert_array_equal(batch["odd"].numpy(), x[rows])
 
 
 def test_operations_behind_it_do_not_write_to_what_others_read() -> None:

@@ -23,6 +23,11 @@ DTYPES = [
     *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)),
     *("float16", "float32", "float64", "complex64", "complex128"),
     *("bfloat16", "float8_e4m3fn", "float8_e5m2"),
+    *(
+        name
+        for name in ("float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e4m3b11fnuz")
+        if hasattr(tf.dtypes.experimental, name)
+    ),
 ]
 
 
@@ -68,9 +73,9 @@ def test_the_bytes_are_those_of_numpy(way: str, executor: str) -> None:
 def test_nothing_is_copied_of_what_a_worker_process_wrote() -> None:
     data = {"x": np.zeros((ROWS, 3), np.float32), "y": np.arange(ROWS)}
     with loaded(bk.from_arrays(data).shuffle(0).batch(64).map(lambda batch: {**batch}), "processes") as loader:
-        for batch in loader:
-            for tensor in batch.values():
-                assert is_shared(int(np.asarray(memoryview(tensor)).__array_interface__["data"][0]))
+        tensors = [tensor for batch in loader for tensor in batch.values()]
+    places = [int(np.asarray(memoryview(tensor)).__array_interface__["data"][0]) for tensor in tensors]
+    assert [is_shared(place) for place in places] == [True] * 2 * 8
 
 
 def is_shared(address: int) -> bool:
@@ -89,8 +94,10 @@ def at_an_odd_address(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return np.ndarray(array.shape, array.dtype, raw.data)
 
 
-def check(batch: dict[str, Any], x: np.ndarray[Any, Any]) -> None:
-    want = x[batch["i"].numpy()]
+def check(batch: dict[str, Any], ids: list[int], x: np.ndarray[Any, Any]) -> None:
+    """Compare with the rows ``ids``, written down at delivery: a batch that is another's now is one in itself."""
+    assert batch["i"].numpy().tolist() == ids
+    want = x[ids]
     for name in ("x", "odd", "same"):
         np.testing.assert_array_equal(batch[name].numpy(), want)
     np.testing.assert_array_equal(batch["reversed"].numpy(), want[:, ::-1])
@@ -108,14 +115,19 @@ def test_a_batch_that_is_kept_never_changes(executor: str, odd: bool) -> None:
     x = np.random.default_rng(0).standard_normal((4000, 32)).astype(np.float32)
     source = {"x": at_an_odd_address(x) if odd else x, "i": np.arange(4000)}
     pipe = bk.from_arrays(source).shuffle(1).batch(50).map(shifted)
-    kept: deque[Any] = deque(maxlen=30)
+    kept: deque[tuple[Any, list[int]]] = deque(maxlen=30)
+    seen: list[int] = []
     with loaded(pipe, executor, prefetch=4) as loader:
         for _ in range(3):
             for batch in loader:
-                kept.append(batch)
-                check(kept[0], x)
-    for batch in kept:
-        check(batch, x)
+                ids = batch["i"].numpy().tolist()
+                seen += ids
+                kept.append((batch, ids))
+                check(*kept[0], x)
+    assert len(kept) == 30
+    for batch, ids in kept:
+        check(batch, ids, x)
+    assert sorted(seen) == sorted([*range(4000)] * 3)
 
 
 # -- a caller who has used TensorFlow

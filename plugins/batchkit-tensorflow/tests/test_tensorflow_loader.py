@@ -79,6 +79,7 @@ def test_a_slice_and_a_gradient_keep_the_memory_too() -> None:
         with tf.GradientTape() as tape:
             loss = tf.reduce_sum(tf.matmul(batch["x"], weight))
         tapes.append((tape, loss, x[rows].sum(axis=0)))
+    assert len(slices) == 40
     for found, want in slices:
         np.testing.assert_array_equal(found.numpy(), want)
     for tape, loss, want in tapes:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -35,3 +38,32 @@ def test_the_cpu_is_staged_for_only_if_that_is_wanted() -> None:
     loader = bk.Loader(numbers().batch(10), "tensorflow", device="cpu")
     assert loader.backend.stager(loader.device, False) is None
     assert loader.backend.stager(loader.device, True) is not None
+
+
+TWO_DEVICES = """
+import json, threading, numpy as np, tensorflow as tf
+two = [tf.config.LogicalDeviceConfiguration()] * 2
+tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], two)
+import batchkit as bk
+from batchkit_tensorflow.backend import TensorFlowBackend
+threads = set()
+class Noting(TensorFlowBackend):
+    def put(self, batch, device):
+        threads.add(threading.current_thread().name.partition("-")[0])
+        return super().put(batch, device)
+x = np.arange(80, dtype=np.float32).reshape(40, 2)
+with bk.Loader(bk.from_arrays({"x": x}).batch(8), Noting(), device="cpu:1", executor="inline") as loader:
+    kept = [batch["x"] for _ in range(2) for batch in loader]
+print(json.dumps({
+    "devices": sorted({tensor.device.partition("/device:")[2] for tensor in kept}),
+    "threads": sorted(threads),
+    "right": np.concatenate([tensor.numpy() for tensor in kept]).tolist() == x.tolist() * 2,
+}))
+"""
+
+
+def test_a_thread_makes_tensors_ahead_on_another_device_than_the_first_cpu() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_DEVICES], stdout=subprocess.PIPE, text=True, timeout=120, check=True
+    )
+    assert json.loads(done.stdout) == {"devices": ["CPU:1"], "threads": ["batchkit"], "right": True}

@@ -95,7 +95,9 @@ def test_without_workers_the_state_of_the_loader_is_exact(wrapped: bool) -> None
 
 def test_the_conversion_of_a_data_loader_copies_nothing() -> None:
     loader = bk.Loader(pipeline(), backend="torch", executor="inline")
-    for batch in DataLoader(loader.as_dataset(), batch_size=None):
+    batches = list(DataLoader(loader.as_dataset(), batch_size=None))
+    assert len(batches) == len(loader) > 0
+    for batch in batches:
         assert type(batch["x"]) is torch.Tensor
         assert batch["x"].untyped_storage().nbytes() == batch["x"].numel() * 4
 

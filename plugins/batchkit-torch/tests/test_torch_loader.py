@@ -60,6 +60,7 @@ def test_a_slice_a_view_and_a_gradient_keep_the_memory_too() -> None:
         rows = batch["i"].numpy().copy()
         slices.append((batch["x"].t()[:, 10:20], x[rows[10:20]].T))
         losses.append(((batch["x"] @ weight).sum(), x[rows].sum(axis=0)))
+    assert len(slices) == 40
     for found, want in slices:
         np.testing.assert_array_equal(found.numpy(), want)
     for loss, want_gradient in losses:
