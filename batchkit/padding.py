@@ -124,9 +124,6 @@ class _Padding:
         ids, label = self._ids, tree_.leaf_label(path)
         arrays = [as_leaf(value, f"row {ids[place]}: {label}{self._after}") for place, value in enumerate(values)]
         first = arrays[0]
-        if first.ndim == 0:
-            column: npt.NDArray[Any] = stack_rows(values, ids, self._after, None)
-            return column
         for place, array in enumerate(arrays):
             if array.ndim != first.ndim or (array.dtype != first.dtype and not both_text(array, first)):
                 raise SchemaError(
@@ -134,6 +131,9 @@ class _Padding:
                     f"{first.dtype.name}{list(first.shape)}{self._after}. padded_batch() evens out sizes alone: return "
                     "one dtype and one number of axes"
                 )
+        if first.ndim == 0:
+            column: npt.NDArray[Any] = stack_rows(values, ids, self._after, None)
+            return column
         self._lengths[path] = np.array([len(array) for array in arrays], np.int64)
         longest = tuple(max(sizes) for sizes in zip(*(array.shape for array in arrays), strict=True))
         sides = self._target(path, longest, lambda row: arrays[row].shape)

@@ -140,6 +140,8 @@ def _fraction(weight: Any, what: str, part: int) -> Fraction:
     if not 0 <= plain < math.inf:
         raise PipelineError(f"{what}: the weight of part {part} must be at least 0 and finite, not {weight!r}")
     exact = Fraction(plain)
+    if isinstance(plain, int):
+        return exact
     simple = exact.limit_denominator(_SIMPLE)
     return simple if float(simple) == plain else exact
 
@@ -193,7 +195,9 @@ class _Weighted:
         counts = (np.ceil((parts + 4) * shares + 1) + 2).astype(np.int64)
         columns = np.repeat(np.arange(parts), counts)
         indexes = lows[:, columns] + np.concatenate([np.arange(count) for count in counts])
-        with np.errstate(divide="ignore"):  # a share may be too small for a float: such a row is never due
+        with np.errstate(
+            divide="ignore", over="ignore"
+        ):  # a share may be too small for a float: such a row is never due
             dues = (indexes + 0.5) / shares[columns]
         order = np.argsort(dues, axis=1, kind="stable")
         rank = positions - lows.sum(axis=1).astype(np.int64)

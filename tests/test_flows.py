@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -183,6 +184,63 @@ def test_a_window_shuffle_permutes_each_window_by_itself_and_every_epoch_anew() 
     assert len({tuple(order) for order in orders}) > 4
 
 
+@pytest.mark.parametrize("filtered", [False, True])
+def test_a_window_shuffle_never_holds_more_than_its_window(filtered: bool) -> None:
+    pulled, most, seen = 0, 0, 0
+
+    def rows() -> Iterator[Any]:
+        nonlocal pulled
+        for i in range(200):
+            pulled += 1
+            yield {"x": i}
+
+    pipe = bk.from_generator(rows)
+    pipe = (pipe.filter(always) if filtered else pipe).shuffle(1, window=30).batch(4)
+    with bk.Loader(pipe, executor="inline") as loader:
+        for batch in loader:
+            seen += len(batch["x"])
+            most = max(most, pulled - seen)
+    assert seen == 200
+    assert 20 <= most <= 30 + (256 if filtered else 0)  # of what is behind a filter, a chunk is computed at once
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_taking_a_state_reads_nothing_and_moves_nothing(name: str) -> None:
+    pipe = PIPELINES[name]()
+    with bk.Loader(pipe, executor="inline") as loader:
+        iterator = iter(loader)
+        next(iterator)
+        traced: list[str] = []
+
+        def noted(frame: Any, event: str, argument: Any) -> None:
+            if event == "call":
+                traced.append(frame.f_code.co_name)
+
+        before = sys.getprofile()
+        sys.setprofile(noted)
+        try:
+            state = loader.state_dict()
+        finally:
+            sys.setprofile(before)
+        assert loader.state_dict() == state
+        rest = values(iterator)
+    assert not {"pull", "gather", "__getitem__", "counting", "odd", "several"} & set(traced)
+    assert "state_dict" in traced
+    assert rest == loaded(pipe, executor="inline")[0][1:]
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_a_run_goes_on_with_another_prefetch_depth_and_backend(name: str) -> None:
+    class Other(bk.NumpyBackend):
+        name = "other"
+
+    pipe = PIPELINES[name]()
+    batches, states = loaded(pipe, executor="threads", workers=2, prefetch=7)
+    for prefetch in (0, 1):
+        rest, behind = loaded(pipe, states[1], executor="threads", workers=3, prefetch=prefetch, backend=Other())
+        assert (rest, behind) == (batches[2:], states[2:])
+
+
 def test_windows_of_rows_overlap_as_the_stride_says() -> None:
     def windows(n: int, length: int, stride: int) -> list[list[int]]:
         return [list(range(start, start + length)) for start in range(0, n - length + 1, stride)]
@@ -290,9 +348,12 @@ def test_a_row_on_which_a_function_fails_is_named_and_the_loader_goes_on_behind_
 
 def test_stages_that_cannot_stand_somewhere_say_so() -> None:
     batched = numbers().batch(4)
-    for refused in (lambda: batched.flat_map(several), lambda: batched.window(2)):
+    for refused in (lambda: batched.flat_map(several), lambda: batched.window(2), lambda: batched.pack(8)):
         with pytest.raises(bk.PipelineError, match=r"works on rows"):
             refused()
+    for recut in (lambda: batched.bucket_batch(2, boundaries=[4]), lambda: batched.padded_batch(2)):
+        with pytest.raises(bk.PipelineError, match=r"cannot follow batches: add .unbatch\(\)"):
+            recut()
     with pytest.raises(bk.PipelineError, match=r"static shapes"):
         numbers().batch(4, remainder="pad").filter(odd_columns)
     with pytest.raises(bk.PipelineError, match=r"rebatch\(\) needs batches"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 from typing import Any
 
 import numpy as np
@@ -104,6 +105,31 @@ def test_every_row_is_there_once_and_nothing_but_fill_besides(
                 assert batch["x"].tolist() == padded(mine, longest, -7)
             else:
                 assert len(batch["x"]) == 0
+
+
+@executors
+@pytest.mark.parametrize("verb", ["padded_batch", "bucket_batch", "pack"])
+@pytest.mark.parametrize("made", ["ragged", "sequence"])
+def test_each_leaf_has_a_pad_value_of_its_own(made: str, verb: str, executor: str) -> None:
+    lengths = [2, 1, 3]
+    columns = {"x": np.arange(6), "y": np.arange(6.0), "z": np.arange(6, dtype=np.uint8)}
+    cuts = list(itertools.pairwise([0, *itertools.accumulate(lengths)]))
+    rows = [{name: values[low:high] for name, values in columns.items()} for low, high in cuts]
+    source = bk.from_ragged(columns, np.cumsum([0, *lengths])) if made == "ragged" else bk.from_sequence(rows)
+    fills = {"x": -1, "y": 0.5}  # of z it is 0
+    if verb == "pack":
+        pipe = source.pack(4, bins=1, pad_value=fills).batch(2)
+        wanted = [[0, 1, 2, None], [3, 4, 5, None]]
+    else:
+        given = {"boundaries": [3]} if verb == "bucket_batch" else {}
+        pipe = getattr(source, verb)(3, pad_value=fills, **given)
+        wanted = [[0, 1, None], [2, None, None], [3, 4, 5]]
+    with bk.Loader(pipe, executor=executor) as loader:
+        (batch,) = loader
+    for name in columns:
+        fill = fills.get(name, 0)
+        assert batch[name].tolist() == [[fill if value is None else value for value in row] for row in wanted]
+        assert batch[name].dtype == columns[name].dtype
 
 
 def test_two_axes_and_scalars_beside_them() -> None:
@@ -231,6 +257,40 @@ def test_rows_that_cannot_be_evened_out_are_named(pipe: bk.Pipeline, message: st
 def test_offsets_that_cut_nothing_are_refused(values: Any, offsets: Any, columns: Any, message: str) -> None:
     with pytest.raises(bk.SchemaError, match=message):
         bk.from_ragged(values, offsets, columns)
+
+
+@pytest.mark.parametrize("verb", ["batch", "padded_batch"])
+def test_no_python_is_run_for_each_row_of_a_ragged_column(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ragged_, "_LONG", 48)  # as it is: longer rows are a slice each, which costs less
+    rows = ragged(rows_of_lengths([1 + n % 5 for n in range(9000)])).select("x").shuffle(1)
+
+    def firsts(batch: Any) -> Any:
+        return {"first": batch["x"].values[batch["x"].offsets[:-1]]}
+
+    def lines_run(size: int) -> int:
+        pipe = {
+            "batch": lambda: rows.batch(size).map(firsts),
+            "padded_batch": lambda: rows.padded_batch(size),
+        }[verb]()
+        lines = 0
+
+        def counted(frame: Any, event: str, argument: Any) -> Any:
+            nonlocal lines
+            lines += event == "line"
+            return counted
+
+        with bk.Loader(pipe, executor="inline") as loader:
+            batches, traced = iter(loader), sys.gettrace()
+            next(batches)  # with what is made once
+            sys.settrace(counted)
+            try:
+                next(batches)
+            finally:
+                sys.settrace(traced)
+        return lines
+
+    # Whether figures are kept of a step adds some hundred lines to either; 1,800 rows would add as many at least.
+    assert 0 < lines_run(2000) < lines_run(200) + 900
 
 
 @given(lengths=st.lists(st.integers(0, 6), max_size=30), data=st.data())

@@ -309,6 +309,7 @@ def keeps_half(row: Any) -> bool:
         lambda rows: rows.flat_map(several),
         lambda rows: bk.mix([rows.filter(keeps_half), rows.filter(many)], [1, 2]),
         lambda rows: bk.mix([rows.filter(most) for _ in range(5)], [1, 2, 3, 4, 5], stop="all"),
+        lambda rows: bk.mix([rows.skip(400 * part).filter(most) for part in range(10)], list(range(1, 11)), stop="all"),
         lambda rows: rows.filter(keeps_half).shuffle(3, window=300),
     ],
 )

@@ -87,7 +87,7 @@ def _parted(source: Combination, numbering: Numbering, traced: bool) -> tuple[An
     numbering = dataclasses.replace(numbering)
     flows: list[Any] = []
     passes: list[Passes] = []
-    endless = False
+    endless: list[bool] = []
     for part in source.parts:
         start = dataclasses.replace(numbering)
         placed = placed_stages(part, numbering)
@@ -100,13 +100,20 @@ def _parted(source: Combination, numbering: Numbering, traced: bool) -> tuple[An
             compiler.add(place)
         flows.append(compiler.rows())
         passes.append(compiler.passes.repeated(None))
-        endless = endless or compiler.endless
+        endless.append(compiler.endless)
     if isinstance(source, Zip):
-        return ZipFlow(source, flows), Passes(), False
-    if isinstance(source, Mix):
-        endless = source.stop == "forever"
+        return ZipFlow(source, flows), Passes(), all(endless)
     parts = len(flows)
-    return PartedFlow(source, flows), Passes((), tuple(passes), lambda ids: (ids % parts, ids // parts)), endless
+    counted = Passes((), tuple(passes), lambda ids: (ids % parts, ids // parts))
+    return PartedFlow(source, flows), counted, _goes_on(source, endless)
+
+
+def _goes_on(source: Combination, endless: list[bool]) -> bool:
+    """Say whether a combination has no end, from which of its parts have none."""
+    if not isinstance(source, Mix):
+        return any(endless)
+    drawn = [its for its, weight in zip(endless, source.pieces()[-1][1], strict=True) if weight]
+    return source.stop == "forever" or (any(drawn) if source.stop == "all" else all(drawn))
 
 
 def compile_chunks(pipeline: Pipeline, lineage: bool = False) -> ChunkPlan:
@@ -168,7 +175,6 @@ class _Compiler:
         self.paddings: tuple[st.PaddedBatch, ...] = ()
         self.read = True
         """Whether rows were read; else they are positions so far."""
-        self._pass_rows: int | None = None
         source = pipeline.source
         if isinstance(source, GeneratorSource):
             self.flow: Any = StreamFlow(source, traced)
@@ -181,8 +187,11 @@ class _Compiler:
         self.passes = found.passes
         self.reader = found.rows if found.batches is None else None
         self.endless = found.length is None
-        self._pass_rows = 2 * sum(map(len, pipeline.sources)) + CHUNK if self.endless else None
-        self.flow = walks.PositionsFlow(found.length, self.reader if traced else None)
+        most = _pass_rows(pipeline) if self.endless else None
+        if most is not None and found.batches is not None:  # a position is a batch
+            sizes = [one.stage.size for one in placed[:numbered] if isinstance(one.stage, st.Batch) and one.stage.size]
+            most = -(-most // sizes[-1])
+        self.flow = walks.PositionsFlow(found.length, self.reader if traced else None, most)
         if found.batches is not None:  # a batch, made smaller by a filter, is a chunk
             self._compute([], 1)
 
@@ -230,7 +239,7 @@ class _Compiler:
         elif isinstance(stage, st.Pack):
             self._check_leaves(stage, place)
             lengths = self._lengths(stage, place)  # may change the flow
-            self.flow = PackFlow(self.flow, stage, lengths, self._pass_rows)
+            self.flow = PackFlow(self.flow, stage, lengths)
             self.packs = stage
         elif isinstance(stage, st.BucketBatch):
             self._check_leaves(stage, place)
@@ -375,7 +384,7 @@ class _Compiler:
         plan = compile_chunks(Pipeline(source, (*(one.stage for one in stages), chunk)), self._traced)
         fewer = [one for one in pending if changes_number(one.stage)]
         name = f"stage {fewer[-1].number} {fewer[-1].stage.label}" if fewer else "a stage"
-        self.flow = ChunkFlow(self.flow, plan, size, self._pass_rows if fewer else None, name)
+        self.flow = ChunkFlow(self.flow, plan, size, name)
         self.read = True
 
 
@@ -390,6 +399,18 @@ def _finished(paddings: Sequence[st.PaddedBatch], reader: Any, after: str, cut: 
 def _of_plan(plan: Plan, cut: walks.Cut) -> Rows:
     """Return a rank's batch with all done to it that a plan leaves to its steps."""
     return plan.finished(Step(0, 0, cut.rows, cut.size, cut.group), FreshMemory())
+
+
+def _pass_rows(pipeline: Pipeline) -> int:
+    """Return how many rows at the most go by until every row of every source has come once."""
+    source = pipeline.source
+    if not isinstance(source, Combination):
+        return len(source)
+    parts = [_pass_rows(part) for part in source.parts]
+    if not isinstance(source, Mix):
+        return sum(parts)
+    weights = source.pieces()[-1][1]
+    return max(-(-rows * sum(weights) // weight) for rows, weight in zip(parts, weights, strict=True) if weight)
 
 
 def _cuts(stage: st.Stage) -> bool:

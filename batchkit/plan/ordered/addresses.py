@@ -11,6 +11,7 @@ told by the way there, or takes more numbers than a state has room for.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -25,8 +26,10 @@ __all__ = [
     "GONE",
     "Addresses",
     "addresses_of",
+    "as_columns",
     "fetched",
     "groups",
+    "of_columns",
     "places_made",
     "put_in_place",
     "width_of",
@@ -79,3 +82,35 @@ def put_in_place(found: list[tuple[npt.NDArray[np.int64], Rows]]) -> Rows:
     """Return rows in the order of their places, which come with them."""
     places = np.concatenate([places for places, _ in found])
     return joined([rows for _, rows in found]).chosen(np.argsort(places))
+
+
+def as_columns(addresses: Addresses) -> list[npt.NDArray[np.int64]]:
+    """Return the numbers of addresses, the first ones of all, then the second ones, and so on, for a state.
+
+    Each column is in the order of those before it: the rows of one part or pass lie together, whose numbers mostly
+    rise, so that they take little room.
+
+    >>> [column.tolist() for column in as_columns(np.array([[1, 70], [0, 5], [1, 71], [0, 6]]))]
+    [[1, 0, 1, 0], [5, 6, 70, 71]]
+    """
+    columns: list[npt.NDArray[np.int64]] = []
+    for number in range(addresses.shape[1]):
+        columns.append(addresses[_sorted_by(addresses[:, :number]), number])
+    return columns
+
+
+def of_columns(columns: Sequence[npt.NDArray[np.int64]]) -> Addresses:
+    """Return the addresses again.
+
+    >>> of_columns([np.array([1, 0, 1, 0]), np.array([5, 6, 70, 71])]).tolist()
+    [[1, 70], [0, 5], [1, 71], [0, 6]]
+    """
+    addresses = np.zeros((len(columns[0]), len(columns)), np.int64)
+    for number, column in enumerate(columns):
+        addresses[_sorted_by(addresses[:, :number]), number] = column
+    return addresses
+
+
+def _sorted_by(keys: Addresses) -> npt.NDArray[np.intp]:
+    """Return the order of rows by all keys, the first one first; equal ones stay as they are."""
+    return np.lexsort(keys.T[::-1]) if keys.shape[1] else np.arange(len(keys))

@@ -17,12 +17,13 @@ import numpy.typing as npt
 
 from batchkit import stages as st
 from batchkit.bucketing import Bucketer
-from batchkit.errors import PipelineError, StateError
+from batchkit.errors import StateError
 from batchkit.lengths import joined as joined_items
 from batchkit.packing import Packed, Packer, packed_columns
 from batchkit.plan.numbered.combining import read_places
 from batchkit.plan.numbered.nodes import RowsNode, SlotPool
-from batchkit.plan.ordered.addresses import GONE, fetched, width_of
+from batchkit.plan.ordered.addresses import GONE, as_columns, fetched, of_columns, width_of
+from batchkit.plan.ordered.barren import Barren, pass_rows
 from batchkit.plan.ordered.chunks import Feeds
 from batchkit.plan.ordered.held import HeldRows
 from batchkit.plan.ordered.walks import Cut, Flow, State, Walk, pull_rows
@@ -103,7 +104,7 @@ class _Holding(abc.ABC):
 
         Returns how many are to be taken for arrived, and of each address the number of its row and how long it is.
         """
-        at = np.stack(snapshot.addresses, axis=1) if snapshot.addresses else np.zeros((0, 1), np.int64)
+        at = of_columns(snapshot.addresses) if snapshot.addresses else np.zeros((0, 1), np.int64)
         if not self._addressed:
             return self._pulled_again(at, snapshot.passed)
         if not len(at):
@@ -156,18 +157,14 @@ class _Holding(abc.ABC):
         self._taken = self._at = taken
 
     def pull(self, most: int) -> Any:
-        barren = 0
+        barren = Barren(f"{self._flow.stage.label}:")
         while not self._out:
             if self._snapshot.run == ENDED:
                 return None
             self._try_next_run()
-            barren += self._snapshot.run
-            endless = self._flow.pass_rows
-            if endless is not None and barren > endless and not self._out and not len(self._planner.held):
-                raise PipelineError(
-                    f"{self._flow.stage.label}: none of {barren:,} rows in a row has a length above 0, and repeat() "
-                    "has no end: the epoch would never yield anything"
-                )
+            kept = len(self._out) + len(self._planner.held)
+            of_pass = pass_rows(self._before)
+            barren.count(of_pass, self._snapshot.run, kept, "none of {} rows in a row has a length above 0")
         return self._given(most)
 
     def _try_next_run(self) -> None:
@@ -197,7 +194,7 @@ class _Holding(abc.ABC):
         else:
             self._take_in(rows, here)
         run = ENDED if rows is None else len(rows)
-        self._snapshot, self._taken = _Snapshot(put_apart, list(addresses.T), began, passed, run), 0
+        self._snapshot, self._taken = _Snapshot(put_apart, as_columns(addresses), began, passed, run), 0
 
     def _oldest(self, held: I64, here: State) -> tuple[State, int]:
         """Return where the walk before stood in front of all that is held back, and how many rows ago."""
@@ -281,10 +278,8 @@ class PackFlow:
 
     batched = False
 
-    def __init__(self, before: Flow, stage: st.Pack, lengths: Lengths, pass_rows: int | None) -> None:
+    def __init__(self, before: Flow, stage: st.Pack, lengths: Lengths) -> None:
         self.before, self.stage, self.lengths = before, stage, lengths
-        self.pass_rows = pass_rows
-        """Where the rows before never end: after how many without a result none is to be hoped for."""
 
     def walk(self, epoch: int, state: State, feeds: Feeds) -> Walk:
         return _Packing(self, epoch, state, feeds)
@@ -408,7 +403,6 @@ class BucketFlow:
     """Rows of like length cut into batches. With ``finishes`` they are finished here, for stages that follow."""
 
     batched = True
-    pass_rows: int | None = None  # a row of any length is one more in its bucket
 
     def __init__(
         self,

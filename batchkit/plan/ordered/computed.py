@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from batchkit.errors import PipelineError, StateError
+from batchkit.errors import StateError
 from batchkit.plan.ordered.addresses import (
     GONE,
     Addresses,
@@ -20,6 +20,7 @@ from batchkit.plan.ordered.addresses import (
     put_in_place,
     width_of,
 )
+from batchkit.plan.ordered.barren import Barren, PassRows, pass_rows
 from batchkit.plan.ordered.chunks import ChunkPlan, Feeds, chunk_rows
 from batchkit.plan.ordered.walks import Flow, State, Walk
 from batchkit.plan.rows.calls import Rows
@@ -33,12 +34,10 @@ class ChunkFlow:
 
     batched = False
 
-    def __init__(self, before: Flow, plan: ChunkPlan, size: int, pass_rows: int | None, name: str) -> None:
+    def __init__(self, before: Flow, plan: ChunkPlan, size: int, name: str) -> None:
         self.before, self.plan, self.size, self.name = before, plan, size, name
         width = width_of(before)
         self.width = None if width is None else width + 1
-        self.pass_rows = pass_rows
-        """Where the rows before never end: after how many without a result none is to be hoped for."""
 
     def walk(self, epoch: int, state: State, feeds: Feeds) -> Walk:
         return _Chunks(self, epoch, state, feeds)
@@ -88,7 +87,7 @@ class _Chunks:
         self._run: Any = None
         self._rows: Rows | None = None
         self._offset = 0
-        self._barren = 0
+        self._barren, self._passes = Barren(flow.name), PassRows()
         self._number = itertools.count()
 
     def _steps(self) -> Iterator[Step]:
@@ -131,13 +130,13 @@ class _Chunks:
                 f"the state stands behind {self._offset} rows that {self._flow.name} made of some rows, but now they "
                 f"make {len(self._rows)}: the data or a function changed since"
             )
-        self._barren = 0 if len(self._rows) else self._barren + taken
-        if self._flow.pass_rows is not None and self._barren > self._flow.pass_rows:
-            raise PipelineError(
-                f"{self._flow.name} left nothing of {self._barren:,} rows in a row, and repeat() has no end: the epoch "
-                "would never yield anything. Give repeat() a count, or look at what is filtered"
-            )
+        of_pass = pass_rows(self._before)
+        self._passes.count(of_pass, taken, len(self._rows))
+        self._barren.count(of_pass, taken, len(self._rows))
         return True
+
+    def pass_rows(self) -> int | None:
+        return self._passes.most
 
     def state(self) -> State:
         if self._rows is not None and self._offset >= len(self._rows):

@@ -11,6 +11,7 @@ import numpy as np
 from batchkit import stages as st
 from batchkit.padding import fresh
 from batchkit.plan.numbered.batches import pad_columns
+from batchkit.plan.ordered.barren import Barren, PassRows, pass_rows
 from batchkit.plan.ordered.walks import Cut, Feeds, Flow, State, Walk, pull_rows
 from batchkit.plan.rows.calls import Call, Rows
 from batchkit.plan.rows.cutting import cut_rows
@@ -162,6 +163,7 @@ class _Uncut:
         self._began = self._before.state()
         self._rows: Rows | None = None
         self._offset = 0
+        self._barren, self._passes = Barren("a filter on batches"), PassRows()
 
     def pull(self, most: int) -> Rows | None:
         while self._rows is None or self._offset >= len(self._rows):
@@ -171,8 +173,14 @@ class _Uncut:
                 self._rows = None
                 return None
             self._rows, self._offset, self._drop = cut.rows, self._drop, 0
+            of_pass, have = pass_rows(self._before), len(self._rows)
+            self._passes.count(of_pass, 1, have)
+            self._barren.count(of_pass, 1, have, "left nothing of {} batches in a row")
         start, self._offset = self._offset, min(self._offset + most, len(self._rows))
         return self._rows.part(start, self._offset)
+
+    def pass_rows(self) -> int | None:
+        return self._passes.most
 
     def state(self) -> State:
         if self._rows is None:

@@ -26,6 +26,7 @@ from batchkit.plan.ordered.addresses import (
     put_in_place,
     width_of,
 )
+from batchkit.plan.ordered.barren import PassRows, pass_rows
 from batchkit.plan.ordered.chunks import Feeds
 from batchkit.plan.ordered.walks import Flow, State, Walk
 from batchkit.plan.rows.calls import Rows
@@ -59,6 +60,10 @@ class _Part:
         self._runs: deque[tuple[State, Rows]] = deque()
         self._rows = 0
         self.ended = False
+        self.since = 0
+        """How many rows were given since all parts were through."""
+        self.through = False
+        """Whether a pass has ended since then."""
         self._walk = self._start(began)
 
     def _start(self, state: State) -> Walk:
@@ -92,8 +97,22 @@ class _Part:
                 continue
             stop = min(self._offset + count, len(rows))
             given.append(rows.part(self._offset, stop))
+            self.since += stop - self._offset
             count, self._offset = count - (stop - self._offset), stop
         return given
+
+    def pass_rows(self) -> int | None:
+        """Return how many rows a pass has at the most, where the part itself has no end."""
+        return pass_rows(self._walk)
+
+    def done(self) -> bool:
+        """Say whether a pass has ended since all parts were through."""
+        own = self.pass_rows()
+        return self.through or (self.ended and not self.have) or (own is not None and self.since >= own)
+
+    def begin_anew(self) -> None:
+        """Take note that all parts were through."""
+        self.since, self.through = 0, False
 
     def restart(self) -> None:
         """Begin the next pass.
@@ -105,6 +124,7 @@ class _Part:
             raise PipelineError("a part that has no rows cannot start again: leave it out, or give it weight 0")
         self._walk.close()
         self.turn, self._any, self._offset, self._rows, self.ended = self.turn + 1, 0, 0, 0, False
+        self.through = True
         self._runs.clear()
         self._walk = self._start(None)
 
@@ -275,6 +295,9 @@ class _Parted:
             assert isinstance(source, (Concat, Interleave))
             self._order = _InTurn(len(flow.parts), getattr(source, "block", None), order)
         self._ahead = isinstance(source, Mix) and source.stop == "all"
+        weights = source.pieces()[-1][1] if isinstance(source, Mix) else [1] * len(self._parts)
+        self._drawn = [part for part, weight in zip(self._parts, weights, strict=True) if weight]
+        self._passes, self._whole = PassRows(), state is None
 
     def pull(self, most: int) -> Rows | None:
         while True:
@@ -287,6 +310,12 @@ class _Parted:
                 rows = self._given(wanted)
                 self._order.gave(wanted)
                 self._through()
+                self._passes.count(None, 0, count)
+                if all(part.done() for part in self._drawn):
+                    self._passes.begin_anew(self._whole)
+                    self._whole = True
+                    for one in self._drawn:
+                        one.begin_anew()
                 return rows
             part = int(wanted[0])
             if self._order.ended(part):
@@ -308,6 +337,15 @@ class _Parted:
         if self._ahead and last >= 0 and set(self._order.todo) <= set(wanted.tolist()):
             count = min(count, last + 1)
         return count
+
+    def pass_rows(self) -> int | None:
+        source = self._flow.source
+        endless = [part.pass_rows() is not None for part in self._drawn]
+        if isinstance(source, Mix) and source.stop != "all":
+            goes_on = source.stop == "forever" or all(endless)
+        else:
+            goes_on = any(endless)
+        return self._passes.most if goes_on else None
 
     def _through(self) -> None:
         if self._ahead:
@@ -402,6 +440,11 @@ class _Zipped:
                 f"zip(): part {', '.join(ended)} ended after {self._given} rows, and others have more. Use "
                 "stop='shortest' to end with the shortest"
             )
+
+    def pass_rows(self) -> int | None:
+        found = [part.pass_rows() for part in self._parts]
+        known = [rows for rows in found if rows is not None]
+        return max(known) if len(known) == len(found) else None
 
     def state(self) -> State:
         return (self._given, [part.state() for part in self._parts])

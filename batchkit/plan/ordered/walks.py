@@ -29,6 +29,7 @@ from batchkit.plan.ordered.addresses import (
     put_in_place,
     width_of,
 )
+from batchkit.plan.ordered.barren import PassRows, pass_rows
 from batchkit.plan.ordered.chunks import Feeds
 from batchkit.plan.rows.calls import Rows
 from batchkit.plan.rows.joining import joined
@@ -107,8 +108,10 @@ class PositionsFlow:
 
     batched = False
 
-    def __init__(self, length: int | None, traced: RowsNode | None = None) -> None:
+    def __init__(self, length: int | None, traced: RowsNode | None = None, pass_rows: int | None = None) -> None:
         self.length, self.traced, self.width = length, traced, 1
+        self.pass_rows = pass_rows
+        """How many positions a pass has at the most, where there is no end to them."""
 
     def walk(self, epoch: int, state: State, feeds: Feeds) -> Walk:
         return _Positions(self, epoch, state or 0)
@@ -137,6 +140,9 @@ class _Positions:
             return None
         self._at = stop
         return self._flow.rows(np.arange(start, stop), self._epoch)
+
+    def pass_rows(self) -> int | None:
+        return self._flow.pass_rows
 
     def state(self) -> State:
         return self._at
@@ -174,6 +180,9 @@ class _Take:
         if pulled is not None:
             self._left -= 1 if self._batched else len(pulled)
         return pulled
+
+    def pass_rows(self) -> int | None:
+        return None  # they end
 
     def state(self) -> State:
         return (self._left, self._before.state())
@@ -253,6 +262,9 @@ class _Repeat:
         which, any_, before = state or (0, 0, None)
         self._which: int = which
         self._any: int = any_
+        self._passes = PassRows()
+        self._whole = before is None
+        """Whether the pass was begun here, and not gone on with."""
         self._before: Walk | None = self._start(before)
 
     def _start(self, state: State) -> Walk | None:
@@ -265,16 +277,22 @@ class _Repeat:
             pulled = self._before.pull(most)
             if pulled is not None:
                 self._any = 1
+                self._passes.count(None, 0, 1 if self._flow.batched else len(pulled))
                 if self._flow.width is None:
                     return pulled
                 inner = addresses_of(pulled)
                 return dataclasses.replace(pulled, at=np.insert(inner, 0, self._which, axis=1))
             if self._flow.count is None and not self._any:
                 raise PipelineError("repeat() for ever over what yields nothing would never end")
+            self._passes.begin_anew(self._whole)
             self._before.close()
-            self._which, self._any = self._which + 1, 0
+            self._which, self._any, self._whole = self._which + 1, 0, True
             self._before = self._start(None)
         return None
+
+    def pass_rows(self) -> int | None:
+        inner = pass_rows(self._before)  # of what never ends itself
+        return self._passes.most if inner is None and self._flow.count is None else inner
 
     def state(self) -> State:
         return (self._which, self._any, None if self._before is None else self._before.state())

@@ -112,3 +112,21 @@ def test_a_function_may_make_the_batch_of_tensors_as_collate_fn_does(executor: s
         found = [(batch["x"].tolist(), batch["longest"]) for batch in loader]
     assert [x for x, _ in found] == [[[0, -1], [1, 2]], [[3, 4, 5, -1], [6, 7, 8, 9]]]
     assert [(longest.shape, int(longest)) for _, longest in found] == [((), 2), ((), 4)]
+
+
+@pytest.mark.parametrize("first", ["numpy", "torch"])
+def test_a_run_goes_on_with_another_framework(first: str) -> None:
+    offsets = np.cumsum([0, *(1 + row % 7 for row in range(200))])
+    rows = bk.from_ragged({"x": np.arange(offsets[-1])}, offsets)
+    mixed = bk.mix([rows.shuffle(1), rows.filter(lambda row: len(row["x"]) > 3)], [2, 1], stop="all")
+    pipe = mixed.shuffle(2, window=9).pack(16, bins=4).batch(4)
+    with bk.Loader(pipe, executor="inline") as loader:
+        whole = [{name: leaf.tolist() for name, leaf in batch.items()} for batch in loader]
+    with bk.Loader(pipe, backend=first, executor="threads", workers=2) as loader:
+        batches = iter(loader)
+        for _ in range(5):
+            next(batches)
+        state = loader.state_dict()
+    with bk.Loader(pipe, backend="torch" if first == "numpy" else "numpy", executor="inline") as loader:
+        loader.load_state_dict(state)
+        assert [{name: leaf.tolist() for name, leaf in batch.items()} for batch in loader] == whole[5:]
