@@ -146,6 +146,7 @@ class Loader:
         """What chunks have left out, for the batch that comes next."""
         self._lock = threading.RLock()
         self._cursor = Cursor(0, 0, fresh=True)
+        self._placings = 0
         self._current: weakref.ref[BatchIterator] | None = None
         self._iterators: weakref.WeakSet[BatchIterator] = weakref.WeakSet()
         self._schema: Tree = None
@@ -224,7 +225,7 @@ class Loader:
             BackendError: the framework has nothing for a leaf's dtype.
         """
         if self._schema is None:
-            self._schema = self._hosted(self.plan.schema())
+            self._schema = self._hosted(self.plan.schema(self._ledger is not None))
         return self._schema
 
     def _hosted(self, schema: Tree) -> Tree:
@@ -251,7 +252,7 @@ class Loader:
     @property
     def narrowing(self) -> Mapping[str, tuple[np.dtype[Any], np.dtype[Any]]]:
         """The leaves that the framework has only a narrower dtype for: ``{path: (data's, framework's)}``."""
-        leaves, treedef = tree_.flatten(self.plan.schema())
+        leaves, treedef = tree_.flatten(self.plan.schema(self._ledger is not None))
         pairs = {
             path: (spec.dtype, self._slots.host_dtype(path, spec.dtype))
             for path, spec in zip(tree_.paths(treedef), leaves, strict=True)
@@ -404,7 +405,7 @@ class Loader:
         walk = unpacked_walk(state, self.plan.indexed)
         with self._lock:
             self._check_open()
-            self._cursor, self._current = Cursor(epoch, step, fresh=True, walk=walk), None
+            self._place(Cursor(epoch, step, fresh=True, walk=walk))
 
     def set_epoch(self, epoch: int) -> None:
         """Make ``epoch`` the next one: the next iteration begins with its first batch.
@@ -417,7 +418,20 @@ class Loader:
         wanted = at_least(epoch, "set_epoch(epoch)", 0)
         with self._lock:
             self._check_open()
-            self._cursor, self._current = Cursor(wanted, 0, fresh=True), None
+            self._place(Cursor(wanted, 0, fresh=True))
+
+    @property
+    def placings(self) -> int:
+        """How often the loader was put somewhere, by :meth:`load_state_dict` or :meth:`set_epoch`.
+
+        For data sets that count epochs by themselves: the place alone does not show that a loader
+        was put to where it stood already.
+        """
+        return self._placings
+
+    def _place(self, cursor: Cursor) -> None:
+        self._cursor, self._current = cursor, None
+        self._placings += 1
 
     # -- handing over
 

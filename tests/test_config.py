@@ -300,6 +300,7 @@ def test_another_executor_is_one_word_whatever_the_workers(folder: Path) -> None
         ("WORKERS", "3", lambda loader: loader.workers == 3),
         ("PREFETCH", "0", lambda loader: loader.prefetch == 0),
         ("SHARD", "1/2", lambda loader: loader.shard == (1, 2)),
+        ("SHARD", "[1, 2]", lambda loader: loader.shard == (1, 2)),
         ("DEVICE", "cpu", lambda loader: loader.device is None),
         ("NARROW", "error", lambda loader: True),
     ],
@@ -419,6 +420,8 @@ def test_a_place_in_the_pipeline_can_be_overridden(folder: Path, overrides: dict
         ("loader.workers=4", ("loader.workers", 4)),
         ("loader.workers=auto", ("loader.workers", "auto")),
         ("loader.shard=1/4", ("loader.shard", (1, 4))),
+        ("loader.shard=[1, 4]", ("loader.shard", (1, 4))),
+        ("loader.on_error={budget: 5}", ("loader.on_error", {"budget": 5})),
         ("pipeline.source.path=a=b.npy", ("pipeline.source.path", "a=b.npy")),
         ("pipeline.source={kind: npy, path: x.npy}", ("pipeline.source", {"kind": "npy", "path": "x.npy"})),
         ("pipeline.stages[0].shuffle.reshuffle=false", ("pipeline.stages[0].shuffle.reshuffle", False)),
@@ -429,7 +432,16 @@ def test_an_assignment_is_read_as_yaml(text: str, parsed: tuple[str, Any]) -> No
 
 
 @pytest.mark.parametrize(
-    "text", ["loader.workers", "=4", "loader.workers=many", "pipeline.source={", "a=!!python/name:os.system"]
+    "text",
+    [
+        "loader.workers",
+        "=4",
+        "loader.workers=many",
+        "loader.shard=[0, 2024-01-01]",
+        "loader.on_error={",
+        "pipeline.source={",
+        "a=!!python/name:os.system",
+    ],
 )
 def test_a_wrong_assignment_is_a_config_error(text: str) -> None:
     with pytest.raises(bk.ConfigError, match="override"):

@@ -131,3 +131,14 @@ def test_what_timeout_cannot_be_is_refused(timeout: Any) -> None:
 def test_the_callers_own_thread_cannot_be_timed_out() -> None:
     with pytest.raises(bk.PipelineError, match=r"executor 'inline' computes in the caller's thread"):
         bk.Loader(numbers().batch(4), executor="inline", timeout=3)
+
+
+@pytest.mark.parametrize("remainder", ["keep", "drop", "pad"])
+@pytest.mark.parametrize("filtered", [False, True])
+def test_the_schema_is_told_although_a_row_of_the_first_batch_fails(filtered: bool, remainder: str) -> None:
+    pipe = numbers().map(checked)
+    pipe = (pipe.filter(lambda row: True) if filtered else pipe).batch(4, remainder=remainder)
+    with bk.Loader(pipe, on_error=bk.Skip(budget=3)) as loader:
+        lengths = {len(batch["x"]) for batch in loader}
+        rows = loader.schema["x"].shape[0]
+    assert rows == (lengths.pop() if len(lengths) == 1 else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeAlias, Union
 
+import yaml
 from pydantic import AfterValidator, Field, PlainValidator, TypeAdapter, ValidationError, WithJsonSchema
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUndefinedAnnotation, PydanticUserError
 
@@ -235,7 +237,13 @@ def read_value(key: Key, value: Any) -> tuple[Any, list[tuple[str, str]]]:
 
 
 def check_text(key: Key, text: str) -> tuple[Any, list[tuple[str, str]]]:
-    """Return the value that a text from the command line or the environment stands for, and what is wrong with it."""
+    """Return the value that a text from the command line or the environment stands for, and what is wrong with it.
+
+    Lists and mappings are written as in YAML: ``[0, 2]``, ``{budget: 5}``.
+    """
+    if text.lstrip().startswith(("[", "{")):
+        with contextlib.suppress(yaml.YAMLError, ValueError, TypeError):  # no YAML, or dates in it: text like any other
+            return read_value(key, yaml.safe_load(text))
     try:
         return adapter_of(key.hint).validate_strings(text), []
     except ValidationError as exc:

@@ -15,11 +15,14 @@ __all__ = ["FreshMemory"]
 
 
 class FreshMemory:
-    """A slot pool that reuses nothing and narrows nothing: for a batch on its own."""
+    """A slot pool that reuses nothing and narrows nothing: for a batch on its own.
 
-    def __init__(self) -> None:
+    With a ``guard`` rows whose function fails are left out.
+    """
+
+    def __init__(self, guard: Guard | None = None) -> None:
         self.prepared: dict[Any, Any] = {}
-        self.guard: Guard | None = None
+        self.guard = guard
         self.sheet: Sheet | None = None
 
     def lessor(

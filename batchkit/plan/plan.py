@@ -27,7 +27,7 @@ from batchkit.plan.ordered.assembling import needed, origins_of, unpacked
 from batchkit.plan.ordered.caching import KeptBatchesFlow, KeptRowsFlow, kept_flows
 from batchkit.plan.ordered.chunks import ChunkPlan
 from batchkit.plan.ordered.computed import chunk_plans
-from batchkit.plan.ordered.walked import WalkedSteps, computed_here
+from batchkit.plan.ordered.walked import WalkedSteps, computed_here, skipping_here
 from batchkit.plan.rows.calls import Call, Rows, call_rows
 from batchkit.plan.rows.cutting import cut_rows
 from batchkit.plan.rows.lineage import Lineage, with_lineage
@@ -36,6 +36,7 @@ from batchkit.plan.step import Step
 from batchkit.plan.tracing import first_uncounted
 from batchkit.ragged import Ragged, refuse_ragged
 from batchkit.schema import LeafSpec, spec_of
+from batchkit.skipping import Guard
 from batchkit.tree import Tree
 
 __all__ = ["FreshMemory", "Plan", "Step"]
@@ -322,25 +323,27 @@ class Plan:
             seen += number + 1
         raise AssertionError("unreachable")
 
-    def schema(self) -> Tree:
+    def schema(self, skips: bool = False) -> Tree:
         """Return the schema of a batch, before a backend narrows it.
 
         Known at once where no function and no row-wise source is involved; else the first
-        batch of the first epoch is computed.
+        batch of the first epoch is computed. With ``skips`` rows whose function fails are
+        left out, so that batches that are not filled up may have fewer than they should.
 
         Raises:
             SchemaError: there is no first batch to look at.
         """
         if not self.by_row and not self.has_functions and not self.lineage and self._plain_columns():
             return self._static_schema()
-        steps = iter(self.steps(0))
+        steps = iter(self.steps(0, feeds=skipping_here if skips else computed_here))
         step = next(steps, None)
         if step is None:
             raise SchemaError("the pipeline has no batches, so that their schema cannot be known. Give it rows")
-        columns = self.compute(step, FreshMemory())
+        columns = self.compute(step, FreshMemory(Guard() if skips else None))
         if self.flow is not None:
             steps.close()  # type: ignore[attr-defined]
 
+        size = None if skips and self._loses_rows else self.rows_per_batch
         leaves, treedef = tree_.flatten(columns)
         specs = []
         for path, leaf in zip(tree_.paths(treedef), leaves, strict=True):
@@ -349,9 +352,15 @@ class Plan:
                 specs.append(LeafSpec(spec.dtype, (None,) * leaf.ndim))
                 continue
             row = tuple([None] * (leaf.ndim - 1)) if self.varies else spec.shape[1:]
-            rows = None if self.lineage and "lineage" in path.split("/")[:1] else self.rows_per_batch
+            rows = None if self.lineage and "lineage" in path.split("/")[:1] else size
             specs.append(LeafSpec(spec.dtype, (rows, *row)))
         return tree_.unflatten(treedef, specs)
+
+    @property
+    def _loses_rows(self) -> bool:
+        """Whether a batch is smaller where rows are left out: cut by number, or before their functions are called."""
+        filled = getattr(self.pipeline.all_stages[self.last_batch], "remainder", None) == "pad"
+        return not filled and (self.flow is None or bool(self.late_calls[0]))
 
     def _plain_columns(self) -> bool:
         return source_schema(self.pipeline.source) is not None and all(

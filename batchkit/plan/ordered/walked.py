@@ -14,15 +14,22 @@ from batchkit.plan.memory import FreshMemory
 from batchkit.plan.ordered.chunks import ChunkPlan
 from batchkit.plan.ordered.walks import Feeds, Flow, State, Walk
 from batchkit.plan.step import Step
+from batchkit.skipping import Guard
 from batchkit.tree import Tree
 
-__all__ = ["WalkedSteps", "computed_here"]
+__all__ = ["WalkedSteps", "computed_here", "skipping_here"]
 
 
 def computed_here(chunks: ChunkPlan, steps: Iterator[Step]) -> Iterator[Tree]:
     """Compute chunks when they are asked for."""
     for step in steps:
         yield chunks.compute(step, FreshMemory())
+
+
+def skipping_here(chunks: ChunkPlan, steps: Iterator[Step]) -> Iterator[Tree]:
+    """The same, and leave out rows whose function fails."""
+    for step in steps:
+        yield chunks.compute(step, FreshMemory(Guard()))
 
 
 def _fed(feeds: Feeds, runs: list[Any], chunks: ChunkPlan, steps: Iterator[Step]) -> Iterator[Tree]:

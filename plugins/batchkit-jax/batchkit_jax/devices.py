@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 import jax
-from jax.sharding import Sharding
+from jax.sharding import Mesh, PartitionSpec, Sharding
 
 from batchkit.errors import BackendError
 
@@ -38,11 +38,16 @@ def resolve(device: Any) -> Target:
             f"{jax.process_index()}. Use one of its own ({_present()}), or a jax.sharding.Sharding over all"
         )
     if isinstance(device, str):
-        platform, _, number = device.partition(":")
+        platform, _, number = device.lower().partition(":")
         found = _devices_of(platform) if platform else []
-        index = int(number) if number.isdigit() else 0 if device == platform else -1
+        index = int(number) if number.isdigit() else 0 if device.lower() == platform else -1
         if 0 <= index < len(found):
             return found[index]
+    if isinstance(device, (Mesh, PartitionSpec)):
+        raise BackendError(
+            f"backend 'jax': device={device} is one half of a sharding: give a mesh and what goes along its axes, as "
+            "jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data')) does for the rows"
+        )
     raise BackendError(
         f"backend 'jax' has no device {device!r}; there is {_present()}. "
         "Use one of these, a jax.Device or a jax.sharding.Sharding, or leave device= out"

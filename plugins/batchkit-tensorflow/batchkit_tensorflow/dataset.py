@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +17,7 @@ from batchkit.errors import BackendError
 from batchkit.schema import LeafSpec
 from batchkit.tree import Tree
 from batchkit_tensorflow import dtypes
-from batchkit_tensorflow.hosting import HostBatches
+from batchkit_tensorflow.replicas import Replicas
 
 __all__ = ["dataset_of"]
 
@@ -33,13 +34,12 @@ def dataset_of(loader: Any) -> tf.data.Dataset:
     blank = tree_.map_leaves(_blank, schema)
     epochs = _Epochs(loader)
     # Arrays of NumPy, not tensors: tf.data would turn those back into arrays first.
-    batches = loader.replicate(backend=HostBatches(), device=None)
-
+    replicas = Replicas(loader)
     failures = _Failures()
 
     def iteration() -> _Reported:
         epoch, step = epochs.begin()
-        return _Reported(batches.iterate(epoch, start=step), blank, failures)
+        return _Reported(replicas.iterate(epoch, step), blank, failures)
 
     dataset = tf.data.Dataset.from_generator(iteration, output_signature=(tf.TensorSpec((), tf.int64), signature))
     if epochs.whole and (length := _length(loader)) is not None:
@@ -50,7 +50,14 @@ def dataset_of(loader: Any) -> tf.data.Dataset:
         options = tf.data.Options()
         options.experimental_optimization.apply_default_optimizations = False
         dataset = dataset.with_options(options)
+    # What is made of a dataset, iterators too, refers to it; and it keeps the loader, which may be moved yet.
+    weakref.finalize(dataset, _let_go, replicas, loader).atexit = False
     return dataset
+
+
+def _let_go(replicas: Replicas, loader: Any) -> None:
+    """End what a dataset kept; ``loader`` is here to be kept until then."""
+    replicas.release()
 
 
 class _Failures:
@@ -104,31 +111,35 @@ class _Epochs:
     """Which epoch the next iteration of a dataset is; several threads may ask."""
 
     def __init__(self, loader: Any) -> None:
-        self._loader = loader
+        self._loader = weakref.ref(loader)  # TensorFlow holds this for ever
         self._lock = threading.Lock()
-        self._seen = self._upcoming = _position(loader)
+        self._placings, self._seen = _place(loader)
+        self._upcoming = self._seen
         self.whole = self._upcoming[1] == 0
         """Whether every iteration is a whole epoch."""
 
     def begin(self) -> tuple[int, int]:
         """Return the epoch and the step at which an iteration begins."""
         with self._lock:
-            position = _position(self._loader)
-            if position != self._seen:
+            loader = self._loader()
+            placings, position = (self._placings, self._seen) if loader is None else _place(loader)
+            if (placings, position) != (self._placings, self._seen):
                 if self.whole and position[1]:
                     raise BackendError(
                         f"the loader was moved into an epoch (epoch {position[0]}, step {position[1]}) after "
                         "as_dataset(), which had promised whole ones: call as_dataset() again after load_state_dict()"
                     )
-                self._seen = self._upcoming = position
+                self._placings, self._seen = placings, position
+                self._upcoming = position
             now = self._upcoming
             self._upcoming = (now[0] + 1, 0)
             return now
 
 
-def _position(loader: Any) -> tuple[int, int]:
+def _place(loader: Any) -> tuple[int, tuple[int, int]]:
+    """Return how often the loader was put somewhere, and the epoch and the step where it stands."""
     state = loader.state_dict()
-    return state["epoch"], state["step"]
+    return loader.placings, (state["epoch"], state["step"])
 
 
 def _length(loader: Any) -> int | None:

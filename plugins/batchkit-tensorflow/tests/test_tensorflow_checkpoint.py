@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import batchkit as bk
 
@@ -73,14 +75,16 @@ def weights(model: keras.Model) -> list[bytes]:
     return [np.asarray(weight).tobytes() for weight in model.get_weights()]
 
 
-def run(folder: Path, name: str, killed_after: int | None = None) -> list[bytes]:
+def run(folder: Path, name: str, killed_after: int | None = None, strategy: Any = None) -> list[bytes]:
     """Train with the page's functions, anew or from what was saved; return the bytes of the weights."""
-    names, model = example(), new_model(name)
-    if killed_after is not None:
-        kill, fit = Kill(killed_after), model.fit
-        model.fit = lambda *args, callbacks, **more: fit(*args, callbacks=[*callbacks, kill], **more)
-    with bk.Loader(PIPELINES[name], backend="tensorflow") as loader:
-        names["train"](folder, model, loader, EPOCHS, every=2)
+    names = example()
+    with nullcontext() if strategy is None else strategy.scope():
+        model = new_model(name)
+        if killed_after is not None:
+            kill, fit = Kill(killed_after), model.fit
+            model.fit = lambda *args, callbacks, **more: fit(*args, callbacks=[*callbacks, kill], **more)
+        with bk.Loader(PIPELINES[name], backend="tensorflow") as loader:
+            names["train"](folder, model, loader, EPOCHS, every=2)
     return weights(model)
 
 
@@ -98,6 +102,20 @@ def test_a_killed_run_comes_to_the_weights_of_an_undisturbed_one(
     with pytest.raises(Killed):
         run(tmp_path, name, killed_after)
     assert run(tmp_path, name) == undisturbed[name]
+
+
+@pytest.mark.parametrize("killed_after", [None, 5])
+def test_under_a_strategy_fit_looks_at_a_batch_ahead_and_no_row_is_lost(
+    killed_after: int | None, undisturbed: dict[str, list[bytes]], tmp_path: Path
+) -> None:
+    strategy = tf.distribute.MirroredStrategy(["/cpu:0"])
+    if killed_after is not None:
+        with pytest.raises(Killed):
+            run(tmp_path, "shuffled", killed_after, strategy)
+    found = run(tmp_path, "shuffled", strategy=strategy)
+    # A strategy sums gradients in another order: close to the weights of the same batches, far from those of others.
+    for weight, wanted in zip(found, undisturbed["shuffled"], strict=True):
+        np.testing.assert_allclose(np.frombuffer(weight, np.float32), np.frombuffer(wanted, np.float32), rtol=1e-4)
 
 
 def test_a_loop_without_fit_comes_to_the_same_weights_with_the_loaders_own_state(tmp_path: Path) -> None:

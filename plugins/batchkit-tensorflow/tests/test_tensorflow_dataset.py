@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -190,6 +191,106 @@ def test_follows_the_loader_to_another_epoch() -> None:
     loader.load_state_dict({**loader.state_dict(), "epoch": 9})
     assert order(dataset) == wanted(pipe, 9)
     assert order(dataset) == wanted(pipe, 10)
+
+
+@pytest.mark.parametrize("put", ["set_epoch", "load_state_dict"])
+def test_begins_an_epoch_again_where_the_loader_is_put_to_where_it_stands(put: str) -> None:
+    pipe = pipeline()
+    loader = bk.Loader(pipe, backend="tensorflow")
+    dataset = loader.as_dataset()
+    for _ in range(2):
+        assert order(dataset) == wanted(pipe, 0)
+        assert order(dataset) == wanted(pipe, 1)
+        if put == "set_epoch":
+            loader.set_epoch(0)
+        else:
+            loader.load_state_dict(loader.state_dict())
+
+
+def test_begins_the_rest_of_an_epoch_again_where_the_loader_is_put_to_where_it_stands() -> None:
+    pipe = pipeline()
+    loader = bk.Loader(pipe, backend="tensorflow")
+    loader.load_state_dict({**loader.state_dict(), "step": 2})
+    dataset = loader.as_dataset()
+    assert order(dataset) == wanted(pipe, 0)[2:]
+    loader.load_state_dict(loader.state_dict())
+    assert order(dataset) == wanted(pipe, 0)[2:]
+    assert order(dataset) == wanted(pipe, 1)
+
+
+def test_follows_a_loader_that_was_moved_and_that_nobody_else_keeps() -> None:
+    pipe = pipeline()
+    loader = bk.Loader(pipe, backend="tensorflow")
+    dataset = loader.as_dataset()
+    loader.set_epoch(3)
+    del loader
+    gc.collect()
+    assert order(dataset) == wanted(pipe, 3)
+    assert order(dataset) == wanted(pipe, 4)
+
+
+def test_the_loader_goes_with_its_datasets() -> None:
+    loader = bk.Loader(pipeline(), backend="tensorflow")
+    dataset = loader.as_dataset().prefetch(2)
+    assert order(dataset) == wanted(pipeline(), 0)
+    gone = weakref.ref(loader)
+    del loader, dataset
+    gc.collect()
+    assert gone() is None
+
+
+def test_workers_go_with_the_dataset_that_had_them() -> None:
+    loader = bk.Loader(pipeline(), backend="tensorflow", executor="threads", workers=2)
+    before = set(threading.enumerate())
+    dataset = loader.as_dataset()
+    iterator = iter(dataset)
+    next(iterator)
+    del dataset
+    gc.collect()
+    rest = [batch["y"].numpy().tolist() for batch in iterator]  # the iterator keeps them
+    assert rest == wanted(pipeline(), 0)[1:]
+    del iterator
+    gc.collect()
+    left = [thread for thread in set(threading.enumerate()) - before if thread.name.startswith("batchkit")]
+    for thread in left:
+        thread.join(10)
+    assert [thread.name for thread in left if thread.is_alive()] == []
+
+
+@pytest.mark.parametrize("bad", [3, 13])
+@pytest.mark.parametrize("filtered", [False, True])
+@pytest.mark.parametrize("remainder", ["keep", "drop", "pad"])
+def test_rows_that_are_left_out_are_missing_and_nothing_else(remainder: str, filtered: bool, bad: int) -> None:
+    def fails_at_one(row: Any) -> Any:
+        if row["y"] == bad:
+            raise ValueError("bad")
+        return row
+
+    pipe = bk.from_arrays({"y": Y}).map(fails_at_one)
+    pipe = (pipe.filter(lambda row: True) if filtered else pipe).batch(10, remainder=remainder)
+    with bk.Loader(pipe, backend="tensorflow", on_error="skip") as loader:
+        batches = list(loader.as_dataset())
+    real = [batch["y"][batch["mask"]] if remainder == "pad" else batch["y"] for batch in batches]
+    found = [y for batch in real for y in batch.numpy().tolist()]
+    rest = [y for y in range(ROWS) if y != bad]
+    assert found == (rest[:190] if filtered and remainder == "drop" else rest)
+
+
+def test_a_function_that_was_traced_goes_on_when_nobody_else_has_the_dataset() -> None:
+    held = [bk.Loader(pipeline(remainder="keep"), backend="tensorflow").as_dataset()]
+
+    @tf.function
+    def total() -> tf.Tensor:
+        found = tf.constant(0, tf.int64)
+        for batch in held[0]:
+            found += tf.reduce_sum(batch["y"])
+        return found
+
+    whole = int(Y.sum())
+    assert int(total()) == whole
+    held.clear()
+    gc.collect()
+    assert [int(total()), int(total())] == [whole, whole]
 
 
 def test_a_loader_moved_into_an_epoch_later_is_named() -> None:
