@@ -30,11 +30,13 @@ class TorchDataset(IterableDataset[Any]):
     Args:
         loader: what to iterate over; its ``device`` is that of the batches outside of workers.
         host_backend: the backend that worker processes use, with device ``"cpu"``.
+        placings: of a copy in another process: how often the loader that it is a copy of was put somewhere.
     """
 
-    def __init__(self, loader: Loader, host_backend: Any) -> None:
+    def __init__(self, loader: Loader, host_backend: Any, placings: int | None = None) -> None:
         self._loader = loader
         self._host_backend = host_backend
+        self._placings = placings
         self._log = EpochLog()
         self._in_worker: Loader | None = None
         self._turns: dict[int, tuple[Any, int]] = {}
@@ -55,7 +57,8 @@ class TorchDataset(IterableDataset[Any]):
         began, turn = self._turns.get(info.id, (None, 0))
         turn = turn + 1 if began is info else 0
         self._turns[info.id] = (info, turn)
-        claim = Claim(info.seed - info.id, turn, info.id, info.num_workers, _position(self._loader))
+        placings = self._loader.placings if self._placings is None else self._placings
+        claim = Claim(info.seed - info.id, turn, info.id, info.num_workers, _position(self._loader), placings)
         epoch, step = self._log.claim(claim)
         part = ((step + info.id) % info.num_workers, info.num_workers)
         return self._in_worker.iterate(epoch, part=part, start=step)
@@ -63,21 +66,23 @@ class TorchDataset(IterableDataset[Any]):
     def set_epoch(self, epoch: int) -> None:
         """Make ``epoch`` the next one, of this dataset, of its loader and of DataLoader workers that live on."""
         self._loader.set_epoch(epoch)
-        self._log.move(epoch, Position(epoch, 0))
+        self._log.move(epoch, Position(epoch, 0), self._loader.placings)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # cloudpickle takes the lambdas of a pipeline along, which the pickling of a spawned worker would refuse.
         loader = self._loader
-        pickled = cloudpickle.dumps((loader.pipeline, self._host_backend, loader.shard, loader.state_dict()))
+        pickled = cloudpickle.dumps(
+            (loader.pipeline, self._host_backend, loader.shard, loader.state_dict(), loader.placings)
+        )
         # Only the workers of this process share its epochs; a copy elsewhere counts its own.
         return _rebuilt, (pickled, self._log if get_spawning_popen() is not None else None)
 
 
 def _rebuilt(pickled: bytes, log: EpochLog | None) -> TorchDataset:
-    pipeline, host_backend, shard, state = cloudpickle.loads(pickled)
+    pipeline, host_backend, shard, state, placings = cloudpickle.loads(pickled)
     loader = Loader(pipeline, host_backend, device="cpu", executor="inline", shard=shard)
     loader.load_state_dict(state)
-    dataset = TorchDataset(loader, host_backend)
+    dataset = TorchDataset(loader, host_backend, placings)
     if log is not None:
         dataset._log = log
     return dataset

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 __all__ = ["Claim", "EpochLog", "Position"]
 
-_RECORD = struct.Struct("<8q")
+_RECORD = struct.Struct("<9q")
 # One write of less than a page at the end of a local file is not torn apart by another one.
 
 
@@ -35,7 +35,8 @@ class Claim(NamedTuple):
     """That a worker begins an iteration.
 
     ``run`` is a number that all workers of one DataLoader iterator share, ``turn`` how often
-    this worker process has begun an iteration, ``start`` where it saw the loader stand.
+    this worker process has begun an iteration, ``start`` where it saw the loader stand, and
+    ``placings`` how often that was put somewhere.
     """
 
     run: int
@@ -43,6 +44,7 @@ class Claim(NamedTuple):
     worker: int
     workers: int
     start: Position
+    placings: int
 
 
 @dataclass
@@ -65,12 +67,12 @@ class EpochLog:
         beginning of the epoch after the last one.
         """
         token = uuid.uuid4().int >> 65
-        self._append(1, claim.run, claim.turn, claim.worker, claim.workers, *claim.start, token)
+        self._append(1, claim.run, claim.turn, claim.worker, claim.workers, *claim.start, claim.placings, token)
         return _replay(self._records(), token)
 
-    def move(self, epoch: int, start: Position) -> None:
-        """Make the next iteration begin ``epoch``; ``start`` is where the loader stands."""
-        self._append(0, epoch, 0, 0, 0, *start, 0)
+    def move(self, epoch: int, start: Position, placings: int) -> None:
+        """Make the next iteration begin ``epoch``; ``start`` is where the loader stands, put there as the last time."""
+        self._append(0, epoch, 0, 0, 0, *start, placings, 0)
 
     def _append(self, *record: int) -> None:
         file = os.open(self.path, os.O_APPEND | os.O_CREAT | os.O_WRONLY | getattr(os, "O_BINARY", 0), 0o600)
@@ -88,20 +90,20 @@ class EpochLog:
 def _replay(records: Iterator[tuple[int, ...]], token: int) -> Position:
     """Return the position of the iteration that the claim with that token belongs to."""
     upcoming = Position(0, 0)
-    seen: Position | None = None
+    seen: tuple[Position, int] | None = None
     iterations: dict[tuple[int, int, int], list[_Iteration]] = {}
-    for is_claim, run, turn, worker, workers, epoch, step, its in records:
+    for is_claim, run, turn, worker, workers, epoch, step, placings, its in records:
         start = Position(epoch, step)
         if not is_claim:
-            upcoming, seen = Position(run, 0), start
+            upcoming, seen = Position(run, 0), (start, placings)
             continue
         # Reseeding torch before each epoch gives equal runs: a worker claims each iteration once.
         same = iterations.setdefault((run, turn, workers), [])
         iteration = next((one for one in same if worker not in one.claimed), None)
         if iteration is None:
             # A worker that lives on (persistent_workers) does not see the loader move.
-            if turn == 0 and start != seen:
-                upcoming, seen = start, start
+            if turn == 0 and (start, placings) != seen:
+                upcoming, seen = start, (start, placings)
             iteration = _Iteration(upcoming)
             same.append(iteration)
             upcoming = Position(upcoming.epoch + 1, 0)

@@ -182,6 +182,18 @@ def test_set_epoch_chooses_the_next_epoch_in_workers(options: dict[str, Any]) ->
     assert found == [wanted(pipeline(), epoch) for epoch in (0, 5, 6, 0)]
 
 
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_a_loader_put_to_where_it_stood_is_followed(start: str) -> None:
+    loader = bk.Loader(pipeline(), backend="torch")
+    batches = workers(loader.as_dataset(), method=start)
+    found = [order(batches), order(batches)]
+    loader.set_epoch(0)
+    found += [order(batches), order(batches)]
+    loader.load_state_dict(loader.state_dict())
+    found.append(order(batches))
+    assert found == [wanted(pipeline(), epoch) for epoch in (0, 1, 0, 1, 0)]
+
+
 def test_set_epoch_chooses_the_next_epoch_of_the_loader() -> None:
     loader = bk.Loader(pipeline(), backend="torch")
     dataset = loader.as_dataset()

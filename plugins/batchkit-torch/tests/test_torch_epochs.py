@@ -20,9 +20,16 @@ def log() -> EpochLog:
 
 
 def claim(
-    log: EpochLog, run: int, worker: int, *, turn: int = 0, workers: int = 2, start: Position = START
+    log: EpochLog,
+    run: int,
+    worker: int,
+    *,
+    turn: int = 0,
+    workers: int = 2,
+    start: Position = START,
+    placings: int = 0,
 ) -> Position:
-    return log.claim(Claim(run, turn, worker, workers, start))
+    return log.claim(Claim(run, turn, worker, workers, start, placings))
 
 
 def test_all_workers_of_an_iteration_get_the_same_epoch(log: EpochLog) -> None:
@@ -65,22 +72,27 @@ def test_moving_the_loader_moves_the_workers(log: EpochLog) -> None:
     assert claim(log, 13, 0, start=Position(9, 2)) == Position(10, 0)
 
 
+def test_a_loader_put_to_where_it_stood_moves_the_workers_too(log: EpochLog) -> None:
+    assert [claim(log, run, 0).epoch for run in (11, 12)] == [0, 1]
+    assert [claim(log, run, 0, placings=1).epoch for run in (13, 14)] == [0, 1]
+
+
 def test_a_chosen_epoch_comes_next_and_is_counted_on_from(log: EpochLog) -> None:
-    log.move(5, START)
+    log.move(5, START, 0)
     assert [claim(log, run, 0).epoch for run in (11, 12)] == [5, 6]
-    log.move(2, START)
+    log.move(2, START, 0)
     assert [claim(log, run, 0).epoch for run in (13, 14)] == [2, 3]
 
 
 def test_a_chosen_epoch_reaches_workers_that_live_on(log: EpochLog) -> None:
     assert claim(log, 11, 0).epoch == 0
-    log.move(7, Position(1, 0))
+    log.move(7, Position(1, 0), 0)
     assert [claim(log, 11, 0, turn=turn).epoch for turn in (1, 2)] == [7, 8]
 
 
 def test_an_iteration_that_began_keeps_its_epoch(log: EpochLog) -> None:
     assert claim(log, 11, 0).epoch == 0
-    log.move(7, START)
+    log.move(7, START, 0)
     assert claim(log, 11, 1).epoch == 0
 
 
