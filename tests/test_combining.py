@@ -790,3 +790,12 @@ def test_functions_of_parts_in_a_config_are_refused_without_imports(folder: Path
     part = {"source": {"kind": "npy", "path": str(folder / "a.npy")}, "stages": [{"map": {"fn": "json:loads"}}]}
     with pytest.raises(bk.ConfigError, match=r"pipelines\[0\]\.stages\[0\]\.map\.fn: names the function json:loads"):
         bk.load(config(kind="concat", pipelines=[part]), allow_imports=False)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_weights_of_any_numpy_float_are_the_decimals_that_they_are_written_as(dtype: Any) -> None:
+    parts = [bk.from_arrays({"x": np.zeros(70, np.int64)}), bk.from_arrays({"x": np.ones(30, np.int64)})]
+    for weights in (np.array([0.7, 0.3], dtype), [dtype(0.7), dtype(0.3)]):
+        with bk.Loader(bk.mix(parts, weights).batch(10)) as loader:
+            shares = [int(batch["x"].sum()) for batch in loader]
+        assert shares == [3] * 10

@@ -233,3 +233,98 @@ def test_a_worker_that_takes_long_to_end_is_not_taken_for_the_next_one() -> None
         other.close()
     finally:
         crew.stop()
+
+
+# -- steps that cannot be pulled
+
+
+class Stumbles:
+    """Rows 0, 1, 2, ..., of which one cannot be read; those behind it can."""
+
+    def __init__(self, rows: int, fails_at: int) -> None:
+        self.at, self.rows, self.fails_at = -1, rows, fails_at
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        self.at += 1
+        if self.at == self.fails_at:
+            raise OSError("a bad record")
+        if self.at >= self.rows:
+            raise StopIteration
+        return {"x": self.at}
+
+
+def outcomes(batches: Iterator[Any], after: Callable[[], None] = lambda: None) -> list[Any]:
+    """Return the batches of an epoch, and in their places the errors; ``after`` is called behind each."""
+    found: list[Any] = []
+    while True:
+        try:
+            found.append(next(batches)["x"].tolist())
+        except StopIteration:
+            return found
+        except (bk.SourceError, bk.StageError):
+            found.append("error")
+        after()
+
+
+@every
+def test_an_epoch_goes_on_behind_a_row_that_could_not_be_pulled(executor: str) -> None:
+    with loaded(bk.from_generator(lambda: Stumbles(40, 17)).batch(4), executor) as loader:
+        found = outcomes(iter(loader))
+    # Rows 16 and 17 are gone with the step that failed.
+    behind = [list(range(start, min(start + 4, 40))) for start in range(18, 40, 4)]
+    assert found == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15], "error", *behind]
+
+
+@every
+@pytest.mark.parametrize("where", ["memory", "files"])
+def test_a_generator_in_front_of_a_cache_is_tried_again_and_no_row_is_lost(
+    executor: str, where: str, tmp_path: Path
+) -> None:
+    opened: list[int] = []
+
+    def rows() -> Iterator[Any]:
+        opened.append(1)
+        for row in range(40):
+            if row == 17 and len(opened) < 3:
+                raise OSError("the network is down")
+            yield {"x": row}
+
+    rows_kept = bk.from_generator(rows).cache(tmp_path) if where == "files" else bk.from_generator(rows).cache()
+    with loaded(rows_kept.batch(4), executor) as loader:
+        first, second = outcomes(iter(loader)), outcomes(iter(loader))
+    whole = [list(range(start, start + 4)) for start in range(0, 40, 4)]
+    assert first == [*whole[:4], "error", "error", *whole[4:]]
+    assert second == whole
+    assert len(opened) == 3
+
+
+@every
+def test_a_window_that_could_not_be_filled_does_not_bring_back_the_one_before(executor: str) -> None:
+    pipe = bk.from_generator(lambda: Stumbles(40, 17)).shuffle(seed=0, window=10).batch(5)
+    with loaded(pipe, executor) as loader:
+        found = outcomes(iter(loader))
+    rows = [row for batch in found if batch != "error" for row in batch]
+    assert found.count("error") == 1
+    assert sorted(rows) == [*range(10), *range(18, 40)]
+    assert sorted(rows[:10]) == list(range(10))
+
+
+def test_a_state_behind_a_window_that_could_not_be_filled_tells_the_error_again_and_goes_on_there() -> None:
+    def fails_on_row_700(row: Any) -> Any:
+        if row["x"] == 700:
+            raise ValueError("a bad record")
+        return row
+
+    rows = bk.from_arrays({"x": np.arange(1200)}).map(fails_on_row_700).filter(lambda row: True)
+    pipe = rows.shuffle(seed=0, window=10).batch(5)
+    with bk.Loader(pipe, executor="inline") as loader:
+        states: list[Any] = []
+        found = outcomes(iter(loader), lambda: states.append(loader.state_dict()))
+    behind = found.index("error") + 1
+    assert sorted(found[behind] + found[behind + 1]) == list(range(768, 778))  # the chunk of row 700 ends with 767
+    with bk.Loader(pipe, executor="inline") as loader:
+        loader.load_state_dict(states[behind])
+        assert outcomes(iter(loader)) == ["error", *found[behind + 1 :]]

@@ -162,6 +162,33 @@ def test_thousands_of_batches_may_be_kept(start: str) -> None:
     assert len(os.listdir("/proc/self/fd")) < 500
 
 
+@no_windows
+def test_small_batches_that_are_kept_hold_no_shared_memory(start: str) -> None:
+    def mapped() -> int:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+        return sum("memfd:batchkit" in line or "/dev/shm/batchkit-" in line for line in lines)
+
+    before = mapped()
+    with processes(numbers(300).batch(1).map(lambda b: {"x": b["x"] * 2}), start=start) as loader:
+        kept = list(loader)
+        assert mapped() - before < 20
+    assert [int(batch["x"][0]) for batch in kept] == list(range(0, 600, 2))
+
+
+def test_shared_memory_that_cannot_be_had_is_named_with_step_and_mend(
+    start: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(size: int) -> Any:
+        raise OSError(24, "Too many open files")
+
+    with processes(numbers(8).batch(4), start=start) as loader:
+        monkeypatch.setattr(loader.executor._transport, "new_memory", none_left)  # type: ignore[attr-defined]
+        with pytest.raises(
+            bk.WorkerError, match=r"epoch 0, step 0: no shared memory of \d+ bytes .*executor='threads'"
+        ):
+            next(iter(loader))
+
+
 def test_a_batch_outlives_its_loader(start: str) -> None:
     with processes(numbers(8).batch(8).map(lambda b: {"x": b["x"] + 1}), start=start) as loader:
         (batch,) = loader

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import batchkit as bk
+from batchkit.plan.rows.apart import apart
 from batchkit.sources.sequence import SequenceSource
 from batchkit.sources.sharing import OwnRows
 
@@ -214,3 +215,72 @@ def test_rows_of_a_list_are_not_copied() -> None:
     listed = [{"x": np.arange(3)} for _ in range(4)]
     read = SequenceSource(listed).read(np.array([2, 1]))
     assert [row["x"] is listed[number]["x"] for row, number in zip(read, (2, 1), strict=True)] == [True, True]
+
+
+# -- rows made of one row, and functions that change the row they are given
+
+
+def put_anew(row: Any) -> Any:
+    row["pair"] = row["pair"] * 2
+    return row
+
+
+def write_into(row: Any) -> Any:
+    row["pair"] *= 2
+    return row
+
+
+EXPANSIONS: dict[str, Callable[[Any], Any]] = {
+    "the row three times": lambda row: [row] * 3,
+    "dicts that share an array": lambda row: [{**row, "copy": number} for number in range(3)],
+    "yielded again": lambda row: (row for _ in range(3)),
+    "views of one array": lambda row: [{**row, "pair": row["pair"][:]} for _ in range(3)],
+    "nested": lambda row: [{"n": row["n"], "pair": row["pair"], "in": {"tuple": (row["pair"],)}}] * 3,
+}
+
+
+@pytest.mark.parametrize("change", [put_anew, write_into])
+@pytest.mark.parametrize("expansion", EXPANSIONS)
+@pytest.mark.parametrize("between", ["nothing", "a filter", "take"])
+def test_a_row_that_a_function_changes_does_not_change_those_made_of_the_same_row(
+    change: Callable[[Any], Any], expansion: str, between: str
+) -> None:
+    made = rows().flat_map(EXPANSIONS[expansion])
+    made = {"nothing": made, "a filter": made.filter(lambda row: True), "take": made.take(3 * ROWS)}[between]
+    with bk.Loader(made.map(change).batch(5), executor="inline") as loader:
+        for _ in range(2):
+            got = np.concatenate([batch["pair"] for batch in loader])
+            np.testing.assert_array_equal(got, np.repeat(2 * np.arange(2 * ROWS).reshape(ROWS, 2), 3, axis=0))
+
+
+def test_windows_that_overlap_are_changed_each_by_itself() -> None:
+    texts = bk.from_ragged({"pair": np.arange(12)}, [0, 5, 12]).window(4, stride=2, inside=True)
+    with bk.Loader(texts.map(write_into).batch(8), executor="inline") as loader:
+        got = [batch["pair"].tolist() for batch in loader]
+    starts = [0, 5, 7]
+    assert got == [[[2 * value for value in range(start, start + 4)] for start in starts]]
+
+
+def test_parts_of_a_row_that_do_not_overlap_are_not_copied() -> None:
+    row = np.arange(12.0)
+    parts = apart([{"x": row[start : start + 4]} for start in (0, 4, 8)])
+    assert [np.shares_memory(part["x"], row) for part in parts] == [True] * 3
+
+
+def test_parts_of_a_row_that_overlap_are_copied() -> None:
+    row = np.arange(12.0)
+    for views in ([row[0:8], row[4:12]], [row[8:], row[:4], row[2:10]], [row[::2], row[1:3]], [row[1:3], row[::2]]):
+        parts = apart([{"x": view} for view in views])
+        assert [np.shares_memory(part["x"], row) for part in parts].count(False) == 1
+        for part, view in zip(parts, views, strict=True):
+            np.testing.assert_array_equal(part["x"], view)
+
+
+def test_many_parts_of_one_array_are_told_apart_in_any_order() -> None:
+    row = np.arange(400.0)
+    forward = [slice(start, start + 4) for start in range(0, 400, 4)]
+    for places in (forward, forward[::-1]):
+        parts = apart([{"x": row[place]} for place in places])
+        assert all(np.shares_memory(part["x"], row) for part in parts)
+    again = apart([{"x": row[place]} for place in [*forward, *forward, slice(0, 400, 7)]])
+    assert [np.shares_memory(part["x"], row) for part in again] == [True] * 100 + [False] * 101

@@ -589,3 +589,13 @@ def test_a_source_that_raises_is_named_with_its_rows() -> None:
 def test_an_object_that_is_no_source_is_refused_by_what_it_lacks() -> None:
     with pytest.raises(TypeError, match=r"from_source\(\): list lacks schema, fingerprint, gather"):
         bk.from_source([1, 2])
+
+
+def test_a_schema_of_anything_but_leaf_specs_is_refused_by_source_and_leaf() -> None:
+    class Bare(Virtual):
+        @property
+        def schema(self) -> Any:
+            return {"x": np.dtype("int64")}
+
+    with pytest.raises(TypeError, match=r"Bare\.schema: leaf 'x' is dtype\('int64'\), not a LeafSpec. Say dtype"):
+        bk.Loader(bk.from_source(Bare()).batch(3))

@@ -25,6 +25,10 @@ __all__ = ["ATTEMPTS", "FedWorker"]
 ATTEMPTS = 3
 """How often a step is computed whose worker dies, before it is given up."""
 
+SMALL = 1 << 16
+"""Up to so many bytes a batch is copied out of shared memory: it takes less time than making a new piece, and a caller
+who keeps tens of thousands of batches does not use up the number of pieces that the system lets a process map."""
+
 LARGE = 1 << 20
 """From so many bytes on, a caller who keeps a small leaf of a batch shall not keep the others with it."""
 
@@ -124,7 +128,7 @@ class FedWorker:
         deadline = None if self._pool.timeout is None else time.monotonic() + self._pool.timeout
         piece, handed = self._handed(step)
         if piece is None and self._pieces.need:
-            piece = self._piece(self._pieces.need)
+            piece = self._piece(self._pieces.need, step)
         if sheet is not None:
             sheet.lap(SOURCE, calls=0)
         self._send(channel, step, piece, handed, sheet is not None)
@@ -149,13 +153,12 @@ class FedWorker:
                 if sheet is not None and reply[3] is not None:
                     sheet.include(reply[3], self._fresh)
                 self._fresh = False
-                size = piece.memory.size
-                return find(piece.memory, reply[1], own=size // 8 if size >= LARGE else 0)
+                return find(piece.memory, reply[1], own=_own(piece.memory.size))
             if kind == "failed":
                 raise _unpacked(*reply[1:])
             if kind == "grow":
                 self._pieces.need = max(self._pieces.need, reply[1], 1)
-                piece = self._piece(self._pieces.need)
+                piece = self._piece(self._pieces.need, step)
                 self._send_with(channel, piece.number, piece)
             else:
                 channel.send(self._host_dtype(*reply[1:]))
@@ -203,8 +206,15 @@ class FedWorker:
         """Send a message, and the memory that it speaks of if the worker does not have it yet."""
         channel.send(message, () if piece is None or self._holder in piece.holders else (piece.handle,))
 
-    def _piece(self, size: int) -> Piece:
-        piece: Piece = self._pieces.take(size, self._holder)
+    def _piece(self, size: int, step: Any) -> Piece:
+        try:
+            piece: Piece = self._pieces.take(size, self._holder)
+        except OSError as exc:
+            raise WorkerError(
+                f"{self._named(step)}: no shared memory of {size} bytes can be made for it, beside "
+                f"{self._pieces.count} that batches lie in: {exc}. Keep fewer batches or copies of them, raise the "
+                "limit that the system names, or use executor='threads'"
+            ) from exc
         self._taken.append(piece)
         return piece
 
@@ -219,7 +229,7 @@ class FedWorker:
         room = sum(sizes(kinds[ask.source] or (), len(ask.rows)) for ask in requests)
         piece = arena = None
         if any(kinds.values()):
-            piece = self._piece(max(room, self._pieces.need, 1))
+            piece = self._piece(max(room, self._pieces.need, 1), step)
             arena = Arena(piece.memory)
         return piece, [
             (ask.source, _gathered(sources[ask.source], ask.rows, kinds[ask.source], arena)) for ask in requests
@@ -243,6 +253,13 @@ class FedWorker:
         rows = np.concatenate(asked or [np.empty(0, np.int64)]).tolist()
         shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
         return f" (rows [{shown}])"
+
+
+def _own(size: int) -> int:
+    """Return up to how many bytes a column of a piece of ``size`` bytes is copied out of it."""
+    if size <= SMALL:
+        return size
+    return size // 8 if size >= LARGE else 0
 
 
 def _kinds(source: Any) -> list[tuple[np.dtype[Any], tuple[int, ...]]] | None:

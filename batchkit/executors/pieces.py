@@ -69,6 +69,11 @@ class Pieces:
         self.need = 0
         """How many bytes a step has needed."""
 
+    @property
+    def count(self) -> int:
+        """How many there are, those that a caller keeps included."""
+        return len(self._pieces)
+
     def expect(self, workers: int, window: int) -> None:
         """Prepare for a run: ``window`` batches in flight, one that the caller has, and one that is on its way."""
         with self._lock:

@@ -144,25 +144,30 @@ class _Desk:
         self.threads: list[threading.Thread] = []
 
     def pull(self) -> tuple[int, Any] | None:
-        """Return the next step and its place, or ``None`` when there is none for this thread."""
-        self.room.acquire()
-        with self.pulling:
-            if self.closed or self.end is not None:
-                self.room.release()  # let the next thread see it, too
-                return None
-            place = self.pulled
-            try:
-                step = next(self.steps)
-            except StopIteration:
-                self.finish(place)
-            except BaseException as exc:  # a generator that raised: it has ended, too
-                self.put(place, _Failure(exc))
-                self.finish(place + 1)
-            else:
-                self.pulled = place + 1
-                return place, step
-            self.room.release()
-            return None
+        """Return the next step and its place, or ``None`` when there is none for this thread.
+
+        A step that cannot be pulled is a failure at its place, and those behind it are pulled all the same: whether
+        anything is behind it the steps say themselves, by StopIteration. (A generator that raised has ended.)
+        """
+        while True:
+            self.room.acquire()
+            with self.pulling:
+                if self.closed or self.end is not None:
+                    self.room.release()  # let the next thread see it, too
+                    return None
+                place = self.pulled
+                try:
+                    step = next(self.steps)
+                except StopIteration:
+                    self.finish(place)
+                    self.room.release()
+                    return None
+                except BaseException as exc:
+                    self.pulled = place + 1
+                    self.put(place, _Failure(exc))
+                else:
+                    self.pulled = place + 1
+                    return place, step
 
     def finish(self, end: int) -> None:
         with self.changed:

@@ -220,9 +220,9 @@ class Mix(Combination):
                 )
             weights = [weights[name] for name in self.names]
         if isinstance(weights, np.ndarray):
-            weights = weights.tolist()
+            weights = list(weights) if weights.ndim == 1 else weights.tolist()
         if isinstance(weights, Sequence) and not isinstance(weights, (str, bytes)):
-            weights = [weight.item() if isinstance(weight, np.generic) else weight for weight in weights]
+            weights = [_python_number(weight) for weight in weights]
         whole_weights(weights, len(self.parts), what)
         return dict(zip(self.names, weights, strict=True)) if named else list(weights)
 
@@ -275,6 +275,14 @@ class Mix(Combination):
         if isinstance(self.pipelines, dict):
             return {name: part.to_dict() for name, part in self.pipelines.items()}
         return super()._exported()
+
+
+def _python_number(weight: Any) -> Any:
+    """Return a NumPy number as Python's; a float of fewer bits as the decimal that it is written as: 0.3, not
+    0.30000001192092896."""
+    if isinstance(weight, np.floating):
+        return float(str(weight))
+    return weight.item() if isinstance(weight, np.generic) else weight
 
 
 def _check_stop(stop: Any, known: Sequence[str], verb: str) -> None:

@@ -7,9 +7,12 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from batchkit import tree as tree_
+from batchkit.errors import PipelineTypeError
+from batchkit.schema import LeafSpec
 from batchkit.tree import Tree
 
-__all__ = ["RowReader", "Source"]
+__all__ = ["RowReader", "Source", "checked_schema"]
 
 
 @runtime_checkable
@@ -49,3 +52,20 @@ class RowReader(Protocol):
     def read(self, rows: npt.NDArray[np.int64]) -> list[Any]:
         """Return one tree a row."""
         ...
+
+
+def checked_schema(source: Source) -> Tree:
+    """Return the schema of a source of somebody's own.
+
+    Raises:
+        PipelineTypeError: a leaf of it is no LeafSpec; names source and leaf.
+    """
+    schema = source.schema
+    specs, treedef = tree_.flatten(schema)
+    for path, spec in zip(tree_.paths(treedef), specs, strict=True):
+        if not isinstance(spec, LeafSpec):
+            raise PipelineTypeError(
+                f"{type(source).__name__}.schema: {tree_.leaf_label(path)} is {spec!r}, not a LeafSpec. Say dtype and "
+                "shape of one row: bk.LeafSpec(np.dtype('int64'), ())"
+            )
+    return schema

@@ -23,6 +23,7 @@ from batchkit.plan.rows.rowwise import window_padded
 from batchkit.ragged import refuse_ragged
 from batchkit.skipping import Guard
 from batchkit.sources import ArraySource
+from batchkit.sources.source import checked_schema
 from batchkit.stages.order import Epochs, Locator, Positions
 from batchkit.tree import Tree
 
@@ -141,8 +142,9 @@ class SourceRows:
         self.views = False
         """Whether the rows are only filled up, which takes no copy of them before."""
         if not self._by_row:
-            specs, self._treedef = tree_.flatten(source.schema)
-            self._unflatten = tree_.joiner(source.schema)
+            schema = checked_schema(source)
+            specs, self._treedef = tree_.flatten(schema)
+            self._unflatten = tree_.joiner(schema)
             self._specs = [
                 (path, spec.dtype, spec.shape) for path, spec in zip(tree_.paths(self._treedef), specs, strict=True)
             ]

@@ -107,9 +107,12 @@ class WalkedSteps(Iterator[Step]):
                         rows, size, group, _ = cut.share(self._shard)
                         return Step(self._epoch, number, rows, size, group)
                 raise StopIteration
-            except BatchkitError as exc:
+            except StopIteration:
+                raise
+            except Exception as exc:
                 self.states.append(None)
-                exc.args = (f"epoch {self._epoch}, after step {max(self._number - 1, 0)}: {exc}",)
+                if isinstance(exc, BatchkitError):
+                    exc.args = (f"epoch {self._epoch}, after step {max(self._number - 1, 0)}: {exc}",)
                 self._number += 1
                 raise
             finally:

@@ -330,12 +330,14 @@ class _WindowShuffle:
         self._before = flow.before.walk(epoch, began, feeds)
         self._began = self._before.state()
         self._rows: Rows | None = None
+        """Those of the window; ``None`` before it was filled, and behind the end."""
 
     def pull(self, most: int) -> Rows | None:
         if self._rows is None:
             self._rows = self._filled()
         if self._rows is not None and self._offset >= len(self._rows):
-            self._began, self._number, self._offset = self._before.state(), self._number + 1, 0
+            # Were they still there if the next ones cannot be had, they would be given out a second time.
+            self._rows, self._number, self._offset = None, self._number + 1, 0
             self._rows = self._filled()
         if self._rows is None:
             return None
@@ -343,6 +345,7 @@ class _WindowShuffle:
         return self._rows.part(start, self._offset)
 
     def _filled(self) -> Rows | None:
+        self._began = self._before.state()
         parts = pull_rows(self._before, self._flow.stage.window or 1)
         if not parts:
             return None

@@ -12,6 +12,7 @@ from batchkit import stages as st
 from batchkit import tree as tree_
 from batchkit.errors import BatchkitError, StageError
 from batchkit.metering import Sheet
+from batchkit.plan.rows.apart import apart
 from batchkit.plan.rows.calls import Call, Rows, call_columns, call_rows
 from batchkit.skipping import Guard
 from batchkit.sources.sharing import OwnRows
@@ -149,7 +150,7 @@ def _expanded(rows: Rows, call: Call, guard: Guard | None) -> Rows:
     for place, _, made in _each(rows, call, guard, expand):
         places += [place] * len(made)
         numbers += range(len(made))
-        items += made
+        items += apart(made)
     rows.columns, rows.items = None, [None] * len(rows)
     chosen = rows.chosen(np.array(places, np.int64))
     chosen.items = items
