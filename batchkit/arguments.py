@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from batchkit.errors import MissingLeafError, nearest
-from batchkit.functions import describe_function
+from batchkit.functions import describe_function, home_of
 
 __all__ = ["check_by_leaf", "describe_value", "plain", "plain_scalar"]
 
@@ -81,7 +81,7 @@ def describe_value(value: Any) -> str:
     if isinstance(value, functools.partial) or (callable(value) and hasattr(value, "__qualname__")):
         return describe_function(value)
     shown = repr(value)
-    return f"{kind.__module__}:{kind.__qualname__}" if _ADDRESS.search(shown) else shown
+    return f"{home_of(kind)}:{kind.__qualname__}" if _ADDRESS.search(shown) else shown
 
 
 def _listed(values: Iterable[Any]) -> str:

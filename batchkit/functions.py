@@ -9,7 +9,18 @@ from typing import Any
 
 from batchkit.errors import PipelineError, PipelineTypeError, nearest
 
-__all__ = ["describe_function", "exportable_name", "resolve_function"]
+__all__ = ["describe_function", "exportable_name", "home_of", "resolve_function"]
+
+
+def home_of(part: Any) -> str:
+    """Return the name of the module that a function or a class is of; the script has one name in all processes.
+
+    >>> home_of(len), home_of(functools.partial(len))
+    ('builtins', '?')
+    """
+    module = getattr(part, "__module__", None)
+    # What multiprocessing starts runs the script once more, by this name: it is the same function there.
+    return "__main__" if module == "__mp_main__" else module or "?"
 
 
 def describe_function(function: Callable[..., Any]) -> str:
@@ -22,9 +33,9 @@ def describe_function(function: Callable[..., Any]) -> str:
         return f"partial({describe_function(function.func)})"
     name = getattr(function, "__qualname__", None)
     if name is None:  # a callable object
-        name = type(function).__qualname__
-        return f"{type(function).__module__}:{name}"
-    return f"{getattr(function, '__module__', None) or '?'}:{name}"
+        function = type(function)
+        name = function.__qualname__
+    return f"{home_of(function)}:{name}"
 
 
 def exportable_name(function: Callable[..., Any], what: str) -> str:

@@ -376,14 +376,19 @@ class Loader:
 
         JSON-able, of constant size, and the same for every rank, executor and backend.
         """
-        with self._lock:
-            epoch, step, walk = self._cursor.epoch, self._cursor.step, self._cursor.walk
-        if self.plan.steps_per_epoch is not None and step >= self.plan.steps_per_epoch:
-            epoch, step = epoch + 1, 0
+        epoch, step, walk = self._place()
         state = {"version": STATE_VERSION, "epoch": epoch, "step": step, "pipeline": self._fingerprint()}
         if walk is not None:
             state["walk"] = packed_walk(epoch, step, walk)
         return state
+
+    def _place(self) -> tuple[int, int, Any]:
+        """Return epoch, step and walk; behind the last batch of an epoch those of the next one."""
+        with self._lock:
+            epoch, step, walk = self._cursor.epoch, self._cursor.step, self._cursor.walk
+        if self.plan.steps_per_epoch is not None and step >= self.plan.steps_per_epoch:
+            epoch, step = epoch + 1, 0
+        return epoch, step, walk
 
     def _fingerprint(self) -> dict[str, Any]:
         if self._known_fingerprint is None:
@@ -405,7 +410,7 @@ class Loader:
         walk = unpacked_walk(state, self.plan.indexed)
         with self._lock:
             self._check_open()
-            self._place(Cursor(epoch, step, fresh=True, walk=walk))
+            self._put(Cursor(epoch, step, fresh=True, walk=walk))
 
     def set_epoch(self, epoch: int) -> None:
         """Make ``epoch`` the next one: the next iteration begins with its first batch.
@@ -418,7 +423,7 @@ class Loader:
         wanted = at_least(epoch, "set_epoch(epoch)", 0)
         with self._lock:
             self._check_open()
-            self._place(Cursor(wanted, 0, fresh=True))
+            self._put(Cursor(wanted, 0, fresh=True))
 
     @property
     def placings(self) -> int:
@@ -429,7 +434,7 @@ class Loader:
         """
         return self._placings
 
-    def _place(self, cursor: Cursor) -> None:
+    def _put(self, cursor: Cursor) -> None:
         self._cursor, self._current = cursor, None
         self._placings += 1
 
@@ -457,8 +462,7 @@ class Loader:
 
         options = {**self._options, "backend": self.backend, "executor": self.executor, "plugins": ()}
         described = cloudpickle.dumps((self.pipeline, options))
-        cursor = self._cursor
-        return _restored, (described, cursor.epoch, cursor.step, cursor.fresh, cursor.walk)
+        return _restored, (described, *self._place())
 
     def report(self) -> str:
         """Return where the time went: what each stage takes, how long the caller waits, and the bottleneck."""
@@ -529,10 +533,10 @@ def _staged(
     return Delivery(plan, start, None if check is None else checked, received, None, statistics, feeds)
 
 
-def _restored(described: bytes, epoch: int, step: int, fresh: bool, walk: Any) -> Loader:
+def _restored(described: bytes, epoch: int, step: int, walk: Any) -> Loader:
     pipeline, options = pickle.loads(described)
     loader = Loader(pipeline, **options)
-    loader._cursor = Cursor(epoch, step, fresh, walk)
+    loader._cursor = Cursor(epoch, step, fresh=True, walk=walk)
     return loader
 
 

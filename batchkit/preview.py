@@ -18,7 +18,7 @@ from batchkit.schema import LeafSpec, common_schema, describe, spec_tree
 from batchkit.sources import Combination, GeneratorSource, Zip
 from batchkit.sources.stacking import normalise_row, stack_rows
 from batchkit.stages import Stage
-from batchkit.tree import Tree, mapped
+from batchkit.tree import Tree
 
 __all__ = ["Preview", "first_row", "lines", "preview"]
 
@@ -227,7 +227,7 @@ def _collated(stage: st.Batch, tree: Tree) -> Tree:
         made = stage.collate([tree])
     except Exception as exc:
         raise StageError(f"{stage.label} failed on the first row: {type(exc).__name__}: {exc}") from exc
-    return normalise_row(mapped(made), f"{stage.label}: row 0")
+    return normalise_row(made, f"{stage.label}: row 0")
 
 
 def _open(tree: Tree) -> Tree:

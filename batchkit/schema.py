@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,12 +75,18 @@ def as_leaf(value: Any, where: str, mend: str = _CONVERT) -> npt.NDArray[Any]:
         raise SchemaError(f"{where} is None. Return a value, or leave the leaf out with drop()")
     if isinstance(value, np.ma.MaskedArray):
         raise SchemaError(f"{where} is a masked array, whose mask would be lost. Fill it first: array.filled(value)")
+    if _only_by_index(value):
+        raise SchemaError(
+            f"{where} is a {type(value).__name__}, which NumPy would only go through index by index. Give arrays, in a "
+            "dict or tuple; a data set whose rows are found by index belongs in from_sequence()"
+        )
     try:
         array = np.asarray(value)
     except Exception as exc:
+        several = ". A list is one leaf: several go into a tuple or a dict" if isinstance(value, list) else ""
         raise SchemaError(
             f"{where} is a {type(value).__name__} that NumPy cannot take as an array: {exc}. "
-            "Convert it to an array of one shape and dtype in a map() before batch()"
+            f"Convert it to an array of one shape and dtype in a map() before batch(){several}"
         ) from exc
     if array.dtype.kind == "O":
         flat = array.ravel()
@@ -89,6 +96,22 @@ def as_leaf(value: Any, where: str, mend: str = _CONVERT) -> npt.NDArray[Any]:
             return array.astype("S")
         raise SchemaError(f"{where} is a {type(value).__name__} of Python objects. {mend}")
     return array
+
+
+_ARRAYS = ("__array__", "__array_interface__", "__array_struct__")
+
+
+def _only_by_index(value: Any) -> bool:
+    """Whether there is nothing of an array about it but ``[]``: NumPy would take a mapping's keys, or mix columns."""
+    if isinstance(value, (Sequence, np.generic)) or not hasattr(type(value), "__getitem__"):
+        return isinstance(value, Mapping)
+    if any(hasattr(value, name) for name in _ARRAYS):
+        return False
+    try:
+        memoryview(value)
+    except TypeError:
+        return True
+    return False
 
 
 def spec_of(array: npt.NDArray[Any]) -> LeafSpec:

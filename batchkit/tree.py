@@ -67,8 +67,16 @@ def map_leaves(function: Callable[[Any], Any], tree: Tree) -> Tree:
 
 
 def mapped(tree: Any) -> Any:
-    """Return a mapping that is no dict, and so would be a leaf, as one: the batches of Hugging Face's collators."""
-    return dict(tree) if isinstance(tree, Mapping) and not isinstance(tree, dict) else tree
+    """Return a mapping that would be a leaf as a dict: rows and batches of Hugging Face's tokenizers and collators.
+
+    >>> from collections import UserDict
+    >>> mapped(UserDict(a=1)), mapped((1, 2))
+    ({'a': 1}, (1, 2))
+    """
+    if type(tree) is dict or not isinstance(tree, Mapping):
+        return tree
+    node: Any = tree
+    return dict(tree) if optree.tree_is_leaf(node, none_is_leaf=True) else tree
 
 
 @functools.lru_cache(maxsize=256)

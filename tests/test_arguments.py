@@ -174,6 +174,21 @@ def described() -> list[Any]:
     return [stage.identity for stage in pipe.stages] + [stream.source.fingerprint()]
 
 
+def test_a_function_and_a_class_of_the_script_have_one_name_in_all_processes() -> None:
+    def called(row: Any) -> Any:
+        return row
+
+    class Rows(list[Any]):
+        pass
+
+    states = []
+    for module in ("__main__", "__mp_main__"):  # as multiprocessing names it
+        called.__module__ = Rows.__module__ = module
+        with bk.Loader(bk.from_sequence(Rows(range(4))).map(called).batch(2)) as loader:
+            states.append(loader.state_dict())
+    assert states[0] == states[1]
+
+
 def test_objects_are_described_alike_in_every_process() -> None:
     """Else a state could not be loaded by the next one."""
     code = "import json, runpy, sys; print(json.dumps(runpy.run_path(sys.argv[1], {}, sys.argv[2])['described']()))"

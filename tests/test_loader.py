@@ -420,6 +420,19 @@ def test_a_pickled_loader_goes_on_where_it_was(executor: str) -> None:
 
 
 @executors
+def test_a_loader_that_is_pickled_in_the_middle_of_an_epoch_goes_on_there(executor: str) -> None:
+    for pipe in (numbers(12).shuffle(0).batch(3), counting(12).batch(3)):
+        with bk.Loader(pipe, executor=executor) as loader:
+            whole = values(loader.iterate(0))
+            batches = iter(loader)
+            next(batches)
+            with pickle.loads(pickle.dumps(loader)) as copy:
+                assert values(copy) == whole[1:]
+                assert copy.epoch == 1
+            assert values(batches) == whole[1:]
+
+
+@executors
 def test_parts_of_an_epoch_interleave_to_the_whole(executor: str) -> None:
     for pipe in (numbers(23).shuffle(1).batch(2), counting(23).batch(2)):
         with bk.Loader(pipe, executor=executor) as loader:

@@ -230,6 +230,56 @@ def test_functions_that_hold_the_gil_are_tried_in_processes(monkeypatch: pytest.
     assert "processes" in tried
 
 
+class Late:
+    """A function whose import takes until a file is there."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __call__(self, row: Any) -> Any:
+        return spin(row)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _late, (self.path,)
+
+
+def _late(path: str) -> Late:
+    for _ in range(6000):
+        if Path(path).exists():
+            return Late(path)
+        time.sleep(0.01)
+    raise TimeoutError(path)
+
+
+@pytest.mark.usefixtures("patient")
+def test_batches_come_while_worker_processes_import(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tuning, "_LONG", 0.1)
+    path = tmp_path / "imported"
+    with bk.Loader(numbers(3000).map(Late(str(path))).batch(3)) as loader:
+        executor, rows, beside = loader.executor, [], 0
+        assert isinstance(executor, AutoExecutor)
+        for batch in loader:
+            rows += batch["x"].tolist()
+            beside += bool(executor._made)
+            if beside == 30:  # which waited for the file in vain if they waited for the workers
+                path.touch()
+            if any(trial.setting.executor == "processes" for trial in executor.tuner.trials):
+                break
+        assert rows == list(range(len(rows)))
+        assert beside >= 30
+
+
+@pytest.mark.usefixtures("patient")
+def test_closing_ends_worker_processes_that_still_import(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tuning, "_LONG", 0.1)
+    before = set(threading.enumerate())
+    with bk.Loader(numbers(3000).map(Late(str(tmp_path / "never"))).batch(3)) as loader:
+        for _ in loader:
+            if loader.executor._made:  # type: ignore[attr-defined]
+                break
+    assert set(threading.enumerate()) == before
+
+
 @pytest.mark.usefixtures("patient")
 def test_a_function_that_cannot_be_sent_is_no_reason_to_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "_LONG", 0.1)

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from batchkit.functions import home_of
+
 __all__ = ["WHOLE", "identity"]
 
 WHOLE = 64 << 20  # bytes of an array that are hashed
@@ -53,7 +55,7 @@ class _Digester:
         if id(value) in self._open:  # it refers to itself
             return _hashed((f"{len(self._open) - self._open.index(id(value))} steps up",))
         if len(self._open) > _DEEP:
-            return _hashed((f"deep:{kind.__module__}.{kind.__qualname__}",))
+            return _hashed((f"deep:{home_of(kind)}.{kind.__qualname__}",))
         self._open.append(id(value))
         try:
             digest = _hashed(self._parts(value, kind))
@@ -153,7 +155,7 @@ class _Digester:
                 yield self.of(part)
 
     def _class(self, kind: type) -> Iterator[bytes | str]:
-        yield f"class:{kind.__module__}.{kind.__qualname__}:{_version(kind.__module__)}"
+        yield f"class:{home_of(kind)}.{kind.__qualname__}:{_version(kind.__module__)}"
         module = sys.modules.get(kind.__module__)
         if kind.__module__ == "builtins" or (module is not None and _installed(getattr(module, "__file__", ""))):
             return

@@ -103,6 +103,22 @@ class AutoExecutor:
         """Start computing; what is not settled yet is tried on the way."""
         return _AutoRun(self, plan, steps, max(window, 1))
 
+    def ready(self, setting: Setting, work: Work) -> bool:
+        """Say whether the workers of a setting are there; processes are started by the first call.
+
+        Raises:
+            PipelineError, WorkerError: they cannot be started.
+        """
+        return setting.executor != "processes" or bool(self._processes(setting).ready(work))
+
+    def _processes(self, setting: Setting) -> Any:
+        executor = self._made.get(setting)
+        if executor is None:
+            from batchkit.executors.processes import ProcessExecutor
+
+            self._made[setting] = executor = ProcessExecutor(setting.workers)
+        return executor
+
     def start(self, setting: Setting, work: Work, steps: Iterator[Any], window: int) -> Run:
         """Start a run with one setting.
 
@@ -111,12 +127,7 @@ class AutoExecutor:
         """
         if setting.executor == "threads":
             return ThreadRun(steps, min(window, setting.window), [work.compute] * setting.workers, meter=meter_of(work))
-        executor = self._made.get(setting)
-        if executor is None:
-            from batchkit.executors.processes import ProcessExecutor
-
-            self._made[setting] = executor = ProcessExecutor(setting.workers)
-        run: Run = executor.run(work, steps, min(window, setting.window))
+        run: Run = self._processes(setting).run(work, steps, min(window, setting.window))
         return run
 
     def keep(self, setting: Setting | None) -> None:
@@ -196,6 +207,8 @@ class _AutoRun:
         self._feed = _Feed(steps)
         self._run: Run | None = None
         self._clock: _Clock | None = None
+        self._coming: Setting | None = None
+        """What is to be tried when its workers are there: what they import may take longer than an epoch."""
         self._returned = 0.0
         # Where steps have been cheap, an epoch's first ones are not looked at: they may have the order to make.
         self._calm = 3 if executor.cheap > _CALM else 0
@@ -217,12 +230,19 @@ class _AutoRun:
         if self._calm == 2:
             self._calm = 1
             return self._here()
-        while self._run is not None:
+        while self._run is not None or self._coming is not None:
+            if self._coming is not None and self._executor.ready(self._coming, self._work):
+                self._feed.left = 0  # what is in flight is handed over before the trial begins
+                if self._run is None:
+                    self._choose()
+                    continue
+            if self._run is None:
+                return self._here()
             asked = time.perf_counter()
             try:
                 batch = next(self._run)
             except StopIteration:
-                if self._closed or self._clock is None:
+                if self._closed or (self._clock is None and self._coming is None):
                     raise
                 if self._tried():
                     continue
@@ -290,17 +310,19 @@ class _AutoRun:
         assert executor.began is not None
         tuner.work = time.perf_counter() - executor.began + self._left()
         while self._run is None:
-            setting = tuner.proposal()
-            if setting is None:
-                setting, self._clock, self._feed.left = tuner.best, None, _ENDLESS
-                if tuner.settled is not None:
-                    executor.keep(setting)
-                if setting.executor == "inline":
-                    return
-            else:
-                self._clock = _Clock(setting)
-                self._feed.left = self._clock.warm + self._steps_of_trial(setting)
+            proposed = tuner.proposal()
+            setting = proposed or tuner.best
             try:
+                self._coming = proposed if proposed is not None and not executor.ready(setting, self._work) else None
+                if proposed is None or self._coming is not None:
+                    setting, self._clock, self._feed.left = tuner.best, None, _ENDLESS
+                    if tuner.settled is not None:
+                        executor.keep(setting)
+                    if setting.executor == "inline":
+                        return
+                else:
+                    self._clock = _Clock(setting)
+                    self._feed.left = self._clock.warm + self._steps_of_trial(setting)
                 self._run = executor.start(setting, self._work, self._feed, self._window)
             except (PipelineError, WorkerError) as exc:
                 tuner.refuse(setting, str(exc))
@@ -321,15 +343,14 @@ class _AutoRun:
         """Take in the result of the trial that is over; go on with what comes next, and say whether there was more."""
         run, clock = self._run, self._clock
         assert run is not None
-        assert clock is not None
         run.close()
-        trial = clock.trial()
+        trial = None if clock is None else clock.trial()
         self._run = self._clock = None
         if trial is not None:
             self._executor.tuner.result(trial)
         if self._feed.ended:
             return False
-        if trial is None:
+        if clock is not None and trial is None:
             self._executor.tuner.refuse(clock.setting, "too many of its steps failed")
         self._choose()
         return True

@@ -46,6 +46,7 @@ class FedWorker:
         self.busy = False
         self._interrupted = False
         self._fresh = True
+        self._ready = False
         self._lock = threading.RLock()
 
     # -- from any thread
@@ -74,6 +75,20 @@ class FedWorker:
             self._channel.close()
 
     # -- from the feeding thread
+
+    def prepare(self, _: Any = None) -> None:
+        """Return when the process is there and has imported what it needs.
+
+        Raises:
+            EOFError: it died, or was ended.
+        """
+        try:
+            channel = self._started()
+            while not self._ready:
+                self._ready = channel.receive(None)[0] == ("ready",)
+        except EOFError:
+            self._lost()
+            raise
 
     def compute(self, step: Any) -> Tree:
         """Return the host batch of a step; start the worker again if it dies meanwhile.
@@ -143,9 +158,12 @@ class FedWorker:
                     f"{self._named(step)}: its worker process did not finish within timeout={self._pool.timeout} "
                     f"seconds and was ended{self._rows(step)}. Give it more time, or look for what hangs there"
                 ) from None
+            kind = reply[0]
+            if kind == "ready":
+                self._ready = True
+                continue
             if piece is not None:
                 self._pieces.mapped(piece, self._holder)
-            kind = reply[0]
             if kind == "batch":
                 assert piece is not None
                 if reply[2]:
@@ -167,7 +185,7 @@ class FedWorker:
         if self._channel is None:
             channel, process = self._pool.start()
             with self._lock:
-                self._channel, self._process, self._fresh = channel, process, True
+                self._channel, self._process, self._fresh, self._ready = channel, process, True, False
                 if self._interrupted:  # while it started
                     raise EOFError("the iteration was closed")
             channel.send(self._pool.described)

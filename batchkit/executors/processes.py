@@ -52,13 +52,24 @@ class ProcessExecutor:
         Raises:
             PipelineError: a function cannot be sent to another process; names its stage.
         """
+        return _ProcessRun(self, self._pool(plan), steps, max(window, 1))
+
+    def ready(self, plan: Work) -> bool:
+        """Start the workers, if they are not there yet; say at once whether they have imported what they need.
+
+        Raises:
+            PipelineError: a function cannot be sent to another process; names its stage.
+        """
+        return self._pool(plan).ready(self.workers)
+
+    def _pool(self, plan: Work) -> _Pool:
         key = getattr(plan, "plan", plan)
         # A forked child has the pools of its parent, whose workers are not for both of them.
         pool = next((pool for pool in self._pools if pool.key is key and pool.process == os.getpid()), None)
         if pool is None:
             pool = _Pool(key, plan, self.timeout, self._transport)
             self._pools.append(pool)
-        return _ProcessRun(self, pool, steps, max(window, 1))
+        return pool
 
     def release(self, plan: Any) -> None:
         """End the workers of one plan."""
@@ -114,6 +125,8 @@ class _Pool:
         self._free: list[FedWorker] = []
         self._all: list[FedWorker] = []
         self._crew: Crew | None = None
+        self._preparing: ThreadRun | None = None
+        self.prepared = False
         self.process = os.getpid()
         self.stopped = False
 
@@ -133,6 +146,28 @@ class _Pool:
         with self._lock:
             if worker not in self._free and not worker.busy:
                 self._free.append(worker)
+
+    def ready(self, count: int) -> bool:
+        """Have so many workers start, at first; say whether that is done. A worker that fails to fails again later."""
+        if not self.prepared:
+            with self._lock:
+                if self._preparing is None and not self.stopped:
+                    workers = [self.take() for _ in range(count)]
+                    self._preparing = ThreadRun(iter(workers), count, [FedWorker.prepare] * count)
+                preparing = self._preparing
+            if preparing is not None and preparing.waiting < count:
+                return False
+            self._end_preparing()
+            self.prepared = True
+        return True
+
+    def _end_preparing(self) -> None:
+        with self._lock:
+            preparing, self._preparing = self._preparing, None
+        if preparing is not None:
+            preparing.close()
+            for worker in self._all:
+                self.give(worker)
 
     def start(self) -> tuple[Channel, int]:
         """Start a worker process.
@@ -181,6 +216,7 @@ class _Pool:
             workers, self._all, self._free = self._all, [], []
         for worker in workers:
             worker.shut()
+        self._end_preparing()
         with self._lock:
             crew, self._crew = self._crew, None
         if crew is not None:

@@ -283,6 +283,12 @@ class ThreadRun:
             raise result.error
         return result
 
+    @property
+    def waiting(self) -> int:
+        """How many results are there that nobody has asked for yet."""
+        with self._desk.changed:
+            return len(self._desk.results)
+
     def close(self) -> None:
         """End the threads."""
         self._finalizer()

@@ -208,6 +208,7 @@ def work(channel: Channel) -> None:
             job.arrive(channel)
     except Exception as exc:
         problem = exc
+    channel.send(("ready",))
     arenas: dict[int, npt.NDArray[np.uint8]] = {}
     while True:
         (sent, number, dropped, measured), memories = channel.receive()

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from batchkit import tree as tree_
 from batchkit.errors import PipelineTypeError, SchemaError, SourceError
+from batchkit.functions import home_of
 from batchkit.schema import spec_tree
 from batchkit.sources.sharing import OwnRows
 from batchkit.sources.stacking import detached, stack_rows
@@ -82,7 +83,7 @@ class SequenceSource:
         """
         own = self._sample or getattr(self.sequence, "_fingerprint", None)  # Hugging Face datasets have one
         kind = type(self.sequence)
-        return f"{kind.__module__}.{kind.__qualname__}:{self._length}" + (f":{own}" if isinstance(own, str) else "")
+        return f"{home_of(kind)}.{kind.__qualname__}:{self._length}" + (f":{own}" if isinstance(own, str) else "")
 
     def read(self, rows: npt.NDArray[np.int64]) -> list[Tree]:
         """Return one tree a row, in dicts of its own."""

@@ -32,6 +32,7 @@ def own(row: Tree) -> Tree:
     >>> made["x"] is held["x"], made["y"][1] is held["y"][1], made["y"]
     (False, False, (1, [2, 3]))
     """
+    row = tree_.mapped(row)
     kind = type(row)
     if kind is dict:
         return {key: own(value) for key, value in row.items()}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from batchkit import tree as tree_
 from batchkit.casting import alike_mend
 from batchkit.errors import SchemaError
+from batchkit.ragged import Ragged
 from batchkit.schema import as_leaf, slot_dtype, spec_of
 from batchkit.sources.sharing import own
 from batchkit.tree import Tree
@@ -30,7 +32,7 @@ class _UnlikeError(Exception):
 def normalise_row(row: Any, where: str) -> Tree:
     """Return the row's nesting with every leaf an array or a NumPy scalar."""
     return tree_.map_leaves(
-        lambda leaf: leaf if isinstance(leaf, np.generic) else as_leaf(leaf, f"{where}: a leaf"), row
+        lambda leaf: leaf if isinstance(leaf, np.generic) else as_leaf(leaf, f"{where}: a leaf"), tree_.mapped(row)
     )
 
 
@@ -42,7 +44,19 @@ def detached(row: Any, copy: bool = False) -> Tree:
         return {key: detached(value) for key, value in row.items()}
     if type(row) is tuple:
         return tuple([detached(value) for value in row])
-    return tree_.map_leaves(detached, row) if hasattr(row, "_fields") else row
+    kind: Any = type(row)
+    if not _holds_leaves(kind):
+        return row
+    if hasattr(row, "_fields"):
+        return tree_.map_leaves(detached, row)
+    made = tree_.mapped(row)
+    return row if made is row else detached(made)
+
+
+@functools.lru_cache(maxsize=256)
+def _holds_leaves(kind: type) -> bool:
+    """Whether something of this class may be more than one leaf; dicts and tuples aside."""
+    return hasattr(kind, "_fields") or issubclass(kind, Mapping)
 
 
 def split_rows(columns: Tree) -> list[Tree]:
@@ -106,6 +120,13 @@ def _column(values: Sequence[Any], kind: type, path: tuple[Any, ...], lease: Lea
         if dtype.kind in "mM" and any(value.dtype != dtype for value in values):
             raise _UnlikeError
         return np.array(values, dtype)
+    if hasattr(kind, "__array__") and not issubclass(kind, (np.ndarray, np.generic, Ragged)):  # tensors
+        try:
+            return _arrays([np.asarray(value) for value in values], path, lease)
+        except _UnlikeError:
+            raise
+        except Exception:  # which row's, is said by looking at each
+            raise _UnlikeError from None
     raise _UnlikeError
 
 
@@ -114,8 +135,12 @@ def _arrays(values: Sequence[npt.NDArray[Any]], path: tuple[Any, ...], lease: Le
     for value in values:
         if value.shape != shape or value.dtype != dtype:
             raise _UnlikeError
-    if not shape or not dtype.isnative or not slot_dtype(dtype):
+    if not dtype.isnative or not slot_dtype(dtype):
         raise _UnlikeError
+    if not shape:
+        if dtype.kind not in "biufc":
+            raise _UnlikeError
+        return np.array(values, dtype)
     count = len(values)
     out = lease(path, count, dtype, shape) if lease is not None else np.empty((count, *shape), dtype)
     np.concatenate(values, out=out.reshape(count * shape[0], *shape[1:]))  # five times as fast as np.stack
@@ -129,6 +154,11 @@ def _stacked_slowly(rows: Sequence[Tree], ids: Any, after: str) -> Tree:
     columns = [[_leaf(leaf, ids[0], path, after)] for leaf, path in zip(leaves, paths, strict=True)]
     for number, row in enumerate(rows[1:], 1):
         others, other_def = tree_.flatten(row)
+        if row is None and other_def != treedef:
+            raise SchemaError(
+                f"row {ids[number]} is None{after}. Leave such rows out with .filter(lambda row: row is not None), or "
+                "raise an error there and use Loader(on_error='skip')"
+            )
         if other_def != treedef:
             raise SchemaError(
                 f"row {ids[number]} has the structure {_keys(other_def)}, but row {ids[0]} has {_keys(treedef)}"

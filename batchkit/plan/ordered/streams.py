@@ -140,7 +140,7 @@ class _Batches(_Stream):
 
     def _columns(self, item: Any, number: int) -> Tree:
         where = f"{self._flow.name}: batch {number}"
-        leaves, treedef = tree_.flatten(item)
+        leaves, treedef = tree_.flatten(tree_.mapped(item))
         if not leaves:
             raise SchemaError(f"{where} is {item!r}, which has no leaf. Yield a tree of arrays with one leading axis")
         arrays: list[Any] = []

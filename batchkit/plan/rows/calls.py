@@ -198,7 +198,7 @@ def _called_rows(items: list[Tree], rows: Rows, calls: Sequence[Call], sheet: Sh
                         item = function(item)
                     if sheet is not None:
                         sheet.lap(call.number) if done else sheet.columns(call.number, item, len(items))
-                done.append(item)
+                done.append(tree_.mapped(item))
             item = None  # the list alone holds the row now
             if not owned.looked and owned.look(done, 0, items[0]):
                 done[0] = owned(done[0])
@@ -251,10 +251,9 @@ def _apply(call: Call, columns: Any, rows: Rows, given: set[int]) -> Tree:
     try:
         # What a function returns is taken apart at once, so that nothing here refers to it besides the leaves.
         if isinstance(stage, st.RandomMap):
-            leaves, treedef = tree_.flatten(call.function(columns, RowRandom(call.key, rows.epochs, rows.addresses)))
-        elif isinstance(stage, st.FunctionStage):
-            leaves, treedef = tree_.flatten(call.function(columns))
-        elif isinstance(stage, st.Batch):
+            drawn = RowRandom(call.key, rows.epochs, rows.addresses)
+            leaves, treedef = tree_.flatten(tree_.mapped(call.function(columns, drawn)))
+        elif isinstance(stage, (st.FunctionStage, st.Batch)):
             leaves, treedef = tree_.flatten(tree_.mapped(call.function(columns)))
         else:
             return call.function(columns)

@@ -168,7 +168,7 @@ def _listed(made: Any, item: Tree, owned: OwnRows) -> list[Tree]:
     rows: list[Tree] = []
     copies = owned.copies
     for row in made:
-        rows.append(row)
+        rows.append(tree_.mapped(row))
         if not owned.looked:
             row = None  # a generator, and the list that was returned, may hold it: then it is copied needlessly
             copies = owned.look(rows, -1, item)

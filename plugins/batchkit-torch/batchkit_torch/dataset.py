@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from multiprocessing.context import get_spawning_popen
 from typing import Any
 
-import cloudpickle
 from torch.utils.data import IterableDataset, get_worker_info
 
 from batchkit import Loader
@@ -50,10 +49,7 @@ class TorchDataset(IterableDataset[Any]):
         if info is None:
             return iter(self._loader)
         if self._in_worker is None:
-            # One of its own and without threads: those of a parent that was forked are not here. What only
-            # executors with workers take is left out.
-            without = {"executor": "inline", "timeout": None, "memory_limit": None}
-            self._in_worker = self._loader.replicate(backend=self._host_backend, device="cpu", **without)
+            self._in_worker = self._hosted()
         began, turn = self._turns.get(info.id, (None, 0))
         turn = turn + 1 if began is info else 0
         self._turns[info.id] = (info, turn)
@@ -68,21 +64,23 @@ class TorchDataset(IterableDataset[Any]):
         self._loader.set_epoch(epoch)
         self._log.move(epoch, Position(epoch, 0), self._loader.placings)
 
+    def _hosted(self) -> Loader:
+        """Return a loader of the same batches on the CPU, without threads: those of a parent that was forked are not
+        there. What only executors with workers take is left out.
+        """
+        without = {"executor": "inline", "workers": "auto", "timeout": None, "memory_limit": None}
+        return self._loader.replicate(backend=self._host_backend, device="cpu", prefetch_to_device=None, **without)
+
     def __reduce__(self) -> tuple[Any, ...]:
-        # cloudpickle takes the lambdas of a pipeline along, which the pickling of a spawned worker would refuse.
-        loader = self._loader
-        pickled = cloudpickle.dumps(
-            (loader.pipeline, self._host_backend, loader.shard, loader.state_dict(), loader.placings)
-        )
+        loader = self._hosted()
+        loader.load_state_dict(self._loader.state_dict())
         # Only the workers of this process share its epochs; a copy elsewhere counts its own.
-        return _rebuilt, (pickled, self._log if get_spawning_popen() is not None else None)
+        log = self._log if get_spawning_popen() is not None else None
+        return _rebuilt, (loader, log, self._loader.placings)
 
 
-def _rebuilt(pickled: bytes, log: EpochLog | None) -> TorchDataset:
-    pipeline, host_backend, shard, state, placings = cloudpickle.loads(pickled)
-    loader = Loader(pipeline, host_backend, device="cpu", executor="inline", shard=shard)
-    loader.load_state_dict(state)
-    dataset = TorchDataset(loader, host_backend, placings)
+def _rebuilt(loader: Loader, log: EpochLog | None, placings: int) -> TorchDataset:
+    dataset = TorchDataset(loader, loader.backend, placings)
     if log is not None:
         dataset._log = log
     return dataset

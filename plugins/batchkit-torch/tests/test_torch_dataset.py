@@ -287,6 +287,24 @@ def test_a_copy_by_pickling_stands_where_the_loader_stands() -> None:
     assert order(batches) == wanted(pipeline(), 0)[3:]
 
 
+def failing(row: Any) -> Any:
+    if row["y"] % 7 == 3:
+        raise ValueError("an odd one")
+    return row
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_have_the_options_of_the_loader_however_they_are_started(method: str) -> None:
+    pipe = bk.from_arrays({"y": Y}).shuffle(seed=3).map(failing).batch(16)
+    options: dict[str, Any] = {"on_error": bk.Skip(50), "lineage": True, "executor": "threads", "workers": 1}
+    with bk.Loader(pipe, **options) as plain:
+        rows = [(batch["y"].tolist(), batch["lineage"]["row"].tolist()) for batch in plain]
+    assert sum(len(ys) for ys, _ in rows) == sum(int(y) % 7 != 3 for y in Y)
+    with bk.Loader(pipe, backend="torch", **options) as loader:
+        batches = list(workers(loader.as_dataset(), method=method))
+    assert [(batch["y"].tolist(), batch["lineage"]["row"].tolist()) for batch in batches] == rows
+
+
 def odd_row(row: Any) -> bool:
     return bool(row["row"] % 2)
 

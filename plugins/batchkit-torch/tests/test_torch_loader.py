@@ -130,3 +130,40 @@ def test_a_run_goes_on_with_another_framework(first: str) -> None:
     with bk.Loader(pipe, backend="torch" if first == "numpy" else "numpy", executor="inline") as loader:
         loader.load_state_dict(state)
         assert [{name: leaf.tolist() for name, leaf in batch.items()} for batch in loader] == whole[5:]
+
+
+class Tensors(torch.utils.data.Dataset[Any]):
+    """Rows of tensors: a vector, a number, and one that is transposed."""
+
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, number: int) -> Any:
+        return torch.arange(3.0) + number, torch.tensor(number), torch.arange(6).reshape(2, 3).t() * number
+
+
+@pytest.mark.parametrize("executor", ["inline", "threads", "processes"])
+def test_rows_of_tensors_are_stacked_as_torch_does(executor: str) -> None:
+    with bk.Loader(bk.from_sequence(Tensors()).batch(8), backend="torch", executor=executor) as loader:
+        batches = list(loader)
+    wanted = list(torch.utils.data.DataLoader(Tensors(), batch_size=8))
+    assert len(batches) == len(wanted)
+    for batch, other in zip(batches, wanted, strict=True):
+        for leaf, one in zip(batch, other, strict=True):
+            assert leaf.dtype == one.dtype
+            assert torch.equal(leaf, one)
+
+
+@pytest.mark.parametrize(
+    ("odd", "message"),
+    [
+        (torch.zeros(3, dtype=torch.float64), "row 2: the only leaf is float64.3., but row 0 has float32.3."),
+        (torch.zeros(4), "row 2: the only leaf is float32.4., but row 0 has float32.3."),
+        (torch.zeros(3, requires_grad=True), "row 2: the only leaf is a Tensor that NumPy cannot take"),
+        (torch.zeros(()), "row 2: the only leaf is float32, but row 0 has float32.3."),
+    ],
+)
+def test_a_tensor_that_is_unlike_the_others_is_named(odd: torch.Tensor, message: str) -> None:
+    pipe = bk.from_sequence([torch.zeros(3), torch.zeros(3), odd]).batch(3)
+    with bk.Loader(pipe, backend="torch", executor="inline") as loader, pytest.raises(bk.SchemaError, match=message):
+        next(iter(loader))
