@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import UserDict
 from collections.abc import Callable
 from typing import Any
 
@@ -159,6 +161,87 @@ def test_a_sequence_may_fill_what_it_returns_anew_for_every_row(filling: Callabl
     assert delivered(bk.from_sequence(Refilled(filling)).shuffle(2, reshuffle=False).skip(2)) == delivered(
         bk.from_arrays({"x": np.arange(ROWS)}).shuffle(2, reshuffle=False).skip(2)
     )
+
+
+def two_in_turn() -> Filling:
+    buffers = itertools.cycle([np.empty(3), np.empty(3)])
+
+    def fill(row: Any) -> Any:
+        buffer = next(buffers)
+        buffer[:] = row["n"]
+        return {"x": buffer[:2]}
+
+    return fill
+
+
+def parts_of_one_that_overlap() -> Filling:
+    buffer = np.empty(2 * ROWS)
+
+    def fill(row: Any) -> Any:
+        view = buffer[row["n"] : row["n"] + 4]
+        view[:] = row["n"]
+        return {"x": view}
+
+    return fill
+
+
+def a_mapping() -> Filling:
+    again: UserDict[str, Any] = UserDict()
+
+    def fill(row: Any) -> Any:
+        again["x"] = np.full(2, row["n"])
+        return again
+
+    return fill
+
+
+def a_list() -> Filling:
+    again: list[int] = []
+
+    def fill(row: Any) -> Any:
+        again[:] = [row["n"]] * 2
+        return {"x": again}
+
+    return fill
+
+
+@pytest.mark.parametrize("filling", [two_in_turn, parts_of_one_that_overlap, a_mapping, a_list])
+def test_a_sequence_may_fill_anew_what_shows_only_beside_other_rows(filling: Callable[[], Filling]) -> None:
+    assert delivered(bk.from_sequence(Refilled(filling))) == list(range(ROWS))
+
+
+class Views:
+    """Rows that are views of one array; counts how often each is read."""
+
+    def __init__(self) -> None:
+        self.data = np.repeat(np.arange(ROWS), 3).reshape(ROWS, 3)
+        self.read: list[int] = []
+
+    def __len__(self) -> int:
+        return ROWS
+
+    def __getitem__(self, number: int) -> Any:
+        self.read.append(number)
+        return {"x": self.data[number]}
+
+
+def test_rows_that_lie_apart_are_read_once_and_not_copied_before_they_are_stacked() -> None:
+    views = Views()
+    assert delivered(bk.from_sequence(views)) == list(range(ROWS))
+    assert views.read == list(range(ROWS))
+    lent = SequenceSource(views).lent(np.array([3, 1]))
+    assert [np.shares_memory(row["x"], views.data) for row in lent] == [True, True]
+
+
+def test_a_function_may_change_rows_that_are_views_of_a_sequence() -> None:
+    views = Views()
+
+    def doubled(row: Any) -> Any:
+        row["x"] *= 2
+        return row
+
+    assert delivered(bk.from_sequence(views).map(doubled)) == [2 * n for n in range(ROWS)]
+    assert views.data[:, 0].tolist() == list(range(ROWS))
 
 
 @fillings

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,8 @@ from batchkit import tree as tree_
 from batchkit.errors import PipelineTypeError, SchemaError, SourceError
 from batchkit.functions import home_of
 from batchkit.schema import spec_tree
-from batchkit.sources.sharing import OwnRows
-from batchkit.sources.stacking import detached, stack_rows
+from batchkit.sources.sharing import OwnRows, lie_apart, own
+from batchkit.sources.stacking import all_detached, detached, stack_rows
 from batchkit.tree import Tree
 
 __all__ = ["SequenceSource"]
@@ -51,6 +51,7 @@ class SequenceSource:
         self.sequence = sequence
         self._length = len(sequence)
         self._schema: Tree | None = None
+        self._fills_anew = False
         # At once, before a function that changes the row it is given can change what a state is compared with.
         self._sample = _sampled(sequence) if type(sequence) in (list, tuple) else None
 
@@ -91,26 +92,50 @@ class SequenceSource:
         if not numbers:
             return []
         many = getattr(self.sequence, "__getitems__", None)
-        if many is not None:
-            try:
-                items = list(many(numbers))
-            except Exception as exc:
-                raise SourceError(f"reading rows {numbers} of the sequence failed: {_cause(exc)}") from exc
-            if len(items) != len(numbers):
-                raise SourceError(f"__getitems__ of the sequence gave {len(items)} rows for {len(numbers)} numbers")
-            # A function may change the row it is given: it must not change the sequence's own dict.
-            found = [detached(item) for item in items]
-            del items
-        else:
-            found = [detached(self._item(numbers[0]))]
+        # A function may change the row it is given: it must not change the sequence's own dict.
+        found = [detached(self._item(numbers[0]))] if many is None else all_detached(self._many(many, numbers))
         owned = OwnRows()
         copied = not isinstance(self.sequence, _KEPT) and owned.look(found, 0)
         if many is None:
             if copied:  # before the next row is asked for
                 found[0] = owned(found[0])
                 return found + [owned(detached(self._item(number))) for number in numbers[1:]]
-            return found + [detached(self._item(number)) for number in numbers[1:]]
+            return found + all_detached(self._items(numbers[1:]))
         return [owned(row) for row in found] if copied else found
+
+    def lent(self, rows: npt.NDArray[np.int64]) -> list[Tree]:
+        """Return one tree a row, whose arrays may be the sequence's own: for who only copies them, at once.
+
+        A sequence that fills one array anew for every row is noticed by where the rows lie. It is read again then, and
+        from then on every row is copied before the next one is asked for.
+        """
+        numbers, many = rows.tolist(), getattr(self.sequence, "__getitems__", None)
+        if not numbers:
+            return []
+        if not self._fills_anew:
+            items = self._items(numbers) if many is None else self._many(many, numbers)
+            if isinstance(self.sequence, _KEPT) or many is not None or lie_apart(items):
+                return all_detached(items)
+            self._fills_anew = True
+        return [own(self._item(number)) for number in numbers]
+
+    def _many(self, many: Callable[[list[int]], Any], numbers: list[int]) -> list[Any]:
+        try:
+            items = list(many(numbers))
+        except Exception as exc:
+            raise SourceError(f"reading rows {numbers} of the sequence failed: {_cause(exc)}") from exc
+        if len(items) != len(numbers):
+            raise SourceError(f"__getitems__ of the sequence gave {len(items)} rows for {len(numbers)} numbers")
+        return items
+
+    def _items(self, numbers: list[int]) -> list[Any]:
+        sequence, items = self.sequence, []
+        try:
+            for number in numbers:
+                items.append(sequence[number])
+        except Exception as exc:
+            raise SourceError(f"reading row {numbers[len(items)]} of the sequence failed: {_cause(exc)}") from exc
+        return items
 
     def _item(self, number: int) -> Any:
         try:
@@ -122,7 +147,7 @@ class SequenceSource:
         """Return the rows stacked into columns."""
         if not len(rows):
             return out if out is not None else tree_.map_leaves(_empty, self.schema)
-        columns = stack_rows(self.read(rows), rows)
+        columns = stack_rows(self.lent(rows), rows)
         if out is None:
             return columns
         for column, place in zip(tree_.flatten(columns)[0], tree_.flatten(out)[0], strict=True):

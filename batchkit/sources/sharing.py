@@ -8,7 +8,9 @@ that a run of rows shows it there: by references that the row does not account f
 from __future__ import annotations
 
 import functools
+import itertools
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,7 +18,7 @@ import numpy as np
 from batchkit import tree as tree_
 from batchkit.tree import Tree
 
-__all__ = ["OwnRows", "own"]
+__all__ = ["OwnRows", "lie_apart", "own"]
 
 _PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None)})
 
@@ -46,6 +48,42 @@ def own(row: Tree) -> Tree:
         return kind(*map(own, row))
     clone = None if kind in _PLAIN else getattr(row, "clone", None)
     return row if clone is None else clone()
+
+
+def lie_apart(rows: Sequence[Tree]) -> bool:
+    """Whether rows that were read one after the other have no memory in common, so that none was filled anew.
+
+    >>> data, buffer = np.zeros((2, 3)), np.zeros(3)
+    >>> lie_apart([(data[0], 1), (data[1], 2)]), lie_apart([(buffer, 1), (buffer, 2)]), lie_apart([data[0], data[0]])
+    (True, False, False)
+    """
+    kind = type(rows[0])
+    if set(map(type, rows)) != {kind}:
+        return False
+    if kind in _PLAIN or issubclass(kind, np.generic):
+        return True
+    if kind is tuple or hasattr(kind, "_fields"):
+        return len(set(map(len, rows))) == 1 and all(map(lie_apart, zip(*rows, strict=True)))
+    if len(set(map(id, rows))) < len(rows):
+        return False
+    if isinstance(rows[0], Mapping):
+        keys = rows[0].keys()
+        return all(row.keys() == keys for row in rows) and all(lie_apart([row[key] for row in rows]) for key in keys)
+    if kind is np.ndarray:
+        return _arrays_apart(rows)
+    if hasattr(kind, "data_ptr"):  # a tensor
+        return len({row.data_ptr() for row in rows}) == len(rows)
+    return kind is list and set(map(type, rows[0])) <= _PLAIN
+
+
+def _arrays_apart(arrays: Sequence[Any]) -> bool:
+    if all(array.base is None for array in arrays):
+        return True
+    if not all(array.flags.c_contiguous for array in arrays):
+        return False
+    begins = sorted([array.__array_interface__["data"][0] for array in arrays])
+    most = max([array.nbytes for array in arrays])
+    return all(after - begin >= most for begin, after in itertools.pairwise(begins))
 
 
 class OwnRows:

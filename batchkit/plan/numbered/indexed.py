@@ -128,6 +128,8 @@ def _add(made: Indexed, one: Placed) -> None:
             if schema is not None:
                 stage.check_leaves(tree_.paths(tree_.flatten(schema)[1]))
             nodes.only_filled_up(made.rows)
+        if stage.collate is None:
+            nodes.only_stacked(made.rows)
         made.batches = made.cut = batches.CutRows(made.rows, stage, number, after(made.uncut), made.traced)
         if stage.collate is not None:
             made.last = [call_of(one)]

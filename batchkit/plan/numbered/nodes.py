@@ -37,6 +37,7 @@ __all__ = [
     "SourceRows",
     "WindowRows",
     "only_filled_up",
+    "only_stacked",
 ]
 
 
@@ -141,6 +142,7 @@ class SourceRows:
         self._handed = getattr(source, "handed", None)
         self.views = False
         """Whether the rows are only filled up, which takes no copy of them before."""
+        self._reader: Callable[[npt.NDArray[np.int64]], list[Tree]] = getattr(source, "read", _no_rows)
         if not self._by_row:
             schema = checked_schema(source)
             specs, self._treedef = tree_.flatten(schema)
@@ -148,6 +150,10 @@ class SourceRows:
             self._specs = [
                 (path, spec.dtype, spec.shape) for path, spec in zip(tree_.paths(self._treedef), specs, strict=True)
             ]
+
+    def lend(self) -> None:
+        """Take rows that may be the source's own from now on, where it has a way to lend them."""
+        self._reader = getattr(self.source, "lent", self._reader)
 
     def read(self, positions: Positions, epochs: Epochs, slots: SlotPool) -> Rows:
         ids = np.arange(positions.start, positions.stop) if type(positions) is range else positions
@@ -171,7 +177,7 @@ class SourceRows:
     def _read(self, rows: Rows, guard: Guard | None) -> Rows:
         """Read row by row; with a guard, rows that cannot be read are left out."""
         try:
-            rows.items = self.source.read(rows.ids)
+            rows.items = self._reader(rows.ids)
             return rows
         except Exception:
             if guard is None:
@@ -179,7 +185,7 @@ class SourceRows:
         places, items = [], []
         for place in range(len(rows.ids)):
             try:
-                items += self.source.read(rows.ids[place : place + 1])
+                items += self._reader(rows.ids[place : place + 1])
                 places.append(place)
             except Exception as exc:
                 guard.note(int(rows.ids[place]), rows.epoch_of(place), "the source", exc)
@@ -271,12 +277,24 @@ class SourceRows:
                 slots.narrow_into(self._specs[i][0], places[i], columns[i][start : start + len(part)])
 
 
+def _no_rows(ids: npt.NDArray[np.int64]) -> list[Tree]:
+    raise TypeError("this source is not read row by row")
+
+
 def only_filled_up(node: Any) -> None:
     """Have a source give views of its rows, where nothing but an order comes before they are filled up."""
     while isinstance(node, OrderedRows):
         node = node.before
     if isinstance(node, SourceRows) and hasattr(node.source, "views"):
         node.views = True
+
+
+def only_stacked(node: Any) -> None:
+    """Have a source lend its rows, where nothing but an order comes before they are made columns."""
+    while isinstance(node, OrderedRows):
+        node = node.before
+    if isinstance(node, SourceRows):
+        node.lend()
 
 
 class OrderedRows:

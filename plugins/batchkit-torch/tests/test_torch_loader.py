@@ -132,6 +132,26 @@ def test_a_run_goes_on_with_another_framework(first: str) -> None:
         assert [{name: leaf.tolist() for name, leaf in batch.items()} for batch in loader] == whole[5:]
 
 
+class Refilled(torch.utils.data.Dataset[Any]):
+    """Rows in one tensor that is filled anew, or a view of it."""
+
+    def __init__(self, view: bool) -> None:
+        self.buffer, self.view = torch.zeros(3), view
+
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, number: int) -> Any:
+        self.buffer[:] = number
+        return self.buffer[:2] if self.view else self.buffer
+
+
+@pytest.mark.parametrize("view", [False, True])
+def test_a_data_set_may_fill_one_tensor_anew_for_every_row(view: bool) -> None:
+    with bk.Loader(bk.from_sequence(Refilled(view)).batch(8), backend="torch", executor="inline") as loader:
+        assert [row[0].item() for batch in loader for row in batch] == list(range(20))
+
+
 class Tensors(torch.utils.data.Dataset[Any]):
     """Rows of tensors: a vector, a number, and one that is transposed."""
 
