@@ -89,4 +89,9 @@ def __getattr__(name: str) -> Any:
         import importlib
 
         return importlib.import_module("batchkit.transforms")
-    raise AttributeError(f"module 'batchkit' has no attribute {name!r}")
+    hint = ""
+    if not name.startswith("_"):
+        from batchkit.peers import name_hint
+
+        hint = name_hint(name, __all__)
+    raise AttributeError(f"module 'batchkit' has no attribute {name!r}{hint}")

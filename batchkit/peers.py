@@ -6,13 +6,14 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import ParamSpec
+from typing import ParamSpec, TypeVar
 
 from batchkit.errors import PipelineTypeError, nearest
 
-__all__ = ["known_options", "option_hint", "verb_hint"]
+__all__ = ["known_arguments", "known_options", "name_hint", "option_hint", "verb_hint"]
 
 P = ParamSpec("P")
+T = TypeVar("T")
 
 _BATCHES = "iterate over bk.Loader(pipe), which has"
 _SHARD = "ranks are an option of the Loader: bk.Loader(pipe, shard=(rank, world))"
@@ -108,6 +109,57 @@ _OPTIONS: Mapping[str, str] = MappingProxyType(
 """Options of torch's DataLoader, Grain's and others that have another name or place here."""
 
 
+_ARGUMENTS: Mapping[str, str] = MappingProxyType(
+    {
+        "batch_size": "the size comes first: batch(32)",
+        "drop_last": "say remainder='drop'",
+        "drop_remainder": "say remainder='drop'",
+        "collate_fn": "say collate=fn",
+        "batch_fn": "say collate=fn",
+        "padded_shapes": "say length=64, or length={'tokens': 64}; without it the longest row of a batch decides",
+        "padding_values": "say pad_value=0, or pad_value={'tokens': 0}",
+        "bucket_boundaries": "say boundaries=[64, 128, 256]",
+        "bucket_batch_sizes": "say bucket_batch(32), or max_tokens=4096",
+        "buffer_size": "leave it out, as the order is of all rows; where they have no numbers, say window=1000",
+        "reshuffle_each_iteration": "say reshuffle=False",
+        "num_epochs": "say repeat(3)",
+        "num_parallel_calls": _WORKERS,
+        "num_workers": _WORKERS,
+        "num_proc": _WORKERS,
+        "deterministic": "leave it out: the order is always the same",
+        "shift": "say stride=1",
+    }
+)
+"""Arguments of verbs that have another name or place here."""
+
+_NAMES: Mapping[str, str] = MappingProxyType(
+    {
+        "DataLoader": "say bk.Loader(bk.from_sequence(dataset).shuffle(seed=0).batch(32), backend='torch')",
+        "Dataset": "a data set with __len__ and __getitem__ goes into bk.from_sequence(dataset)",
+        "MapDataset": "say bk.from_sequence(source)",
+        "IterDataset": "say bk.from_generator(make)",
+        "from_tensor_slices": "say from_arrays",
+        "from_tensors": "say from_arrays",
+        "from_dict": "say from_arrays",
+        "from_list": "say from_sequence",
+        "load_dataset": "say bk.from_sequence(dataset), which takes data sets of Hugging Face's as they are",
+        "collate": "say pipe.batch(32, collate=fn)",
+        "sample_from_datasets": "say mix",
+        "chain": "say concat",
+    }
+)
+"""Names in other libraries' modules that have another name here."""
+
+
+def name_hint(name: str, names: Iterable[str]) -> str:
+    """Return how a message about something that batchkit has not goes on; empty where nothing is like it.
+
+    >>> name_hint("from_list", ["from_sequence"]), name_hint("from_array", ["from_arrays"])
+    (': say from_sequence', "; did you mean 'from_arrays'?")
+    """
+    return f": {_NAMES[name]}" if name in _NAMES else nearest(name, list(names))
+
+
 def verb_hint(name: str, verbs: Iterable[str]) -> str:
     """Return how a message about a pipeline without the attribute ``name`` goes on; empty where nothing is like it.
 
@@ -136,5 +188,20 @@ def known_options(init: Callable[P, None]) -> Callable[P, None]:
             if name not in names:
                 raise PipelineTypeError(f"Loader has no option {name!r}{option_hint(name, names)}")
         init(*args, **kwargs)
+
+    return checked
+
+
+def known_arguments(verb: Callable[P, T]) -> Callable[P, T]:
+    """Return the same for a verb of the pipeline that hands no keywords on."""
+    names = list(inspect.signature(verb).parameters)[1:]
+
+    @functools.wraps(verb)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+        for name in kwargs:
+            if name not in names:
+                hint = f": {_ARGUMENTS[name]}" if name in _ARGUMENTS else nearest(name, names)
+                raise PipelineTypeError(f"{verb.__name__}() has no argument {name!r}{hint}")
+        return verb(*args, **kwargs)
 
     return checked

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 from batchkit import stages as st
 from batchkit.errors import CacheWarning, ConfigError, PipelineError, PipelineTypeError, UnknownNameError, nearest
 from batchkit.functions import describe_function
-from batchkit.peers import verb_hint
+from batchkit.peers import known_arguments, verb_hint
 from batchkit.preview import lines, preview
 from batchkit.sources import (
     SOURCES,
@@ -71,6 +71,7 @@ class Pipeline:
 
     # -- order
 
+    @known_arguments
     def shuffle(self, seed: int = 0, *, reshuffle: bool = True, window: int | None = None) -> Pipeline:
         """Permute all rows (or batches), differently in every epoch.
 
@@ -82,6 +83,7 @@ class Pipeline:
         """
         return self._then(st.Shuffle(seed, reshuffle, window))
 
+    @known_arguments
     def repeat(self, count: int | None = None) -> Pipeline:
         """Go over the rows ``count`` times, for ever without a count; each pass is shuffled anew.
 
@@ -89,10 +91,12 @@ class Pipeline:
         """
         return self._then(st.Repeat(count))
 
+    @known_arguments
     def take(self, count: int) -> Pipeline:
         """Keep the first ``count`` rows (or batches), as ``rows[:count]`` does."""
         return self._then(st.Take(count))
 
+    @known_arguments
     def skip(self, count: int) -> Pipeline:
         """Leave out the first ``count`` rows (or batches), as ``rows[count:]`` does."""
         return self._then(st.Skip(count))
@@ -147,6 +151,7 @@ class Pipeline:
 
     # -- cutting
 
+    @known_arguments
     def window(
         self, length: int, stride: int | None = None, *, inside: bool = False, remainder: str = "drop"
     ) -> Pipeline:
@@ -164,6 +169,7 @@ class Pipeline:
         """
         return self._then(st.Window(length, stride, inside, remainder))
 
+    @known_arguments
     def batch(self, size: int, *, remainder: str = "keep", collate: Callable[..., Any] | str | None = None) -> Pipeline:
         """Put ``size`` rows into a batch; ``remainder`` is ``"keep"``, ``"drop"`` or ``"pad"``.
 
@@ -184,6 +190,7 @@ class Pipeline:
         """
         return self._then(st.Batch(size, remainder, collate=collate))  # type: ignore[arg-type]
 
+    @known_arguments
     def padded_batch(
         self,
         size: int,
@@ -209,6 +216,7 @@ class Pipeline:
         """
         return self._then(st.PaddedBatch(size, remainder, length, multiple_of, pad_value, lengths))
 
+    @known_arguments
     def bucket_batch(
         self,
         size: int | None = None,
@@ -242,6 +250,7 @@ class Pipeline:
         more = {"multiple_of": multiple_of, "pad_value": pad_value, "lengths": lengths}
         return self._then(st.BucketBatch(size, remainder, **options, **more))
 
+    @known_arguments
     def pack(
         self,
         length: int | Mapping[str, int],
@@ -268,16 +277,19 @@ class Pipeline:
         """
         return self._then(st.Pack(length, method, bins, oversize, pad_value))
 
+    @known_arguments
     def unbatch(self) -> Pipeline:
         """Take batches apart into rows."""
         return self._then(st.Unbatch())
 
+    @known_arguments
     def rebatch(self, size: int, *, remainder: str = "keep") -> Pipeline:
         """Put the rows of batches into batches of ``size`` rows: ``unbatch()`` and ``batch(size)`` in one."""
         return self._then(st.Rebatch(size, remainder))
 
     # -- keeping
 
+    @known_arguments
     def cache(self, path: str | os.PathLike[str] | None = None, *, memory: int | str | None = None) -> Pipeline:
         """Compute each row before it (behind ``batch``: each batch) once, and keep it: in memory, or in files.
 

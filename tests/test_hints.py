@@ -247,3 +247,45 @@ def test_a_folder_instead_of_a_file_is_refused_by_name(source: Any, tmp_path: Pa
     assert "is a folder. Give the file in it, such as " in message
     assert "x.npy" in message
     assert told(bk.SourceError, lambda: source(tmp_path)) == message
+
+
+# -- arguments of verbs, and names of the module
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda pipe: pipe.batch(batch_size=4),
+            "no argument 'batch_size': the size comes first: batch(32)",
+        ),
+        (lambda pipe: pipe.batch(4, drop_last=True), "batch() has no argument 'drop_last': say remainder='drop'"),
+        (lambda pipe: pipe.batch(4, collate_fn=list), "batch() has no argument 'collate_fn': say collate=fn"),
+        (lambda pipe: pipe.padded_batch(4, padding_values=0), "has no argument 'padding_values': say pad_value=0"),
+        (lambda pipe: pipe.shuffle(buffer_size=100), "shuffle() has no argument 'buffer_size': leave it out"),
+        (lambda pipe: pipe.batch(4, remaider="drop"), "has no argument 'remaider'; did you mean 'remainder'?"),
+        (lambda pipe: pipe.take(number=3), "take() has no argument 'number'"),
+    ],
+)
+def test_an_argument_that_a_verb_has_not_is_answered_with_the_mend(call: Callable[[Any], Any], message: str) -> None:
+    assert message in told(bk.PipelineError, lambda: call(rows()))
+    assert message in told(TypeError, lambda: call(rows()))
+
+
+@pytest.mark.parametrize("verb", ["map", "filter", "flat_map"])
+def test_keywords_of_functions_are_handed_on(verb: str) -> None:
+    pipe = getattr(rows(), verb)(lambda row, batch_size: row, batch_size=3)
+    assert pipe.stages[0].kwargs == {"batch_size": 3}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("DataLoader", "'DataLoader': say bk.Loader(bk.from_sequence(dataset)"),
+        ("from_tensor_slices", ": say from_arrays"),
+        ("from_array", "; did you mean 'from_arrays'?"),
+        ("nothing_like_it", "module 'batchkit' has no attribute 'nothing_like_it'"),
+    ],
+)
+def test_a_name_that_batchkit_has_not_is_answered_with_the_mend(name: str, message: str) -> None:
+    assert message in told(AttributeError, lambda: getattr(bk, name))
