@@ -16,7 +16,8 @@ import numpy as np
 from batchkit import tree as tree_
 from batchkit.backends import Backend, NumpyBackend, Stager
 from batchkit.buffers import NARROW, Slots, keep_freed_memory
-from batchkit.errors import BackendError, PipelineError, PipelineTypeError, StateError, nearest
+from batchkit.choosing import chosen_backend, chosen_executor
+from batchkit.errors import PipelineError, PipelineTypeError, StateError, nearest
 from batchkit.executors import AutoExecutor, Executor, InlineExecutor, Run, Setting
 from batchkit.iteration import BatchIterator, Cursor, Delivery, Work
 from batchkit.likeness import Likeness
@@ -122,20 +123,11 @@ class Loader:
         self.plan: Plan = compile(pipeline, shard, lineage)
         _warn_of_empty_slices(self.plan)
         known = plugins if isinstance(plugins, Plugins) else installed().with_local(plugins) if plugins else installed()
-        self.backend: Backend = known.backend(backend) if isinstance(backend, str) else _checked_backend(backend)
+        self.backend: Backend = chosen_backend(known, backend)
         self.device = self.backend.device(device)
         self._stager = stager_for(self.backend, self.device, prefetch_to_device)
         limit = None if memory_limit is None else size_in_bytes(memory_limit, "memory_limit")
-        self.executor: Executor = (
-            _made_executor(known, executor, workers, prefetch, limit, timeout)
-            if isinstance(executor, str)
-            else _checked_executor(executor)
-        )
-        if limit is not None and not isinstance(self.executor, AutoExecutor):
-            raise PipelineError(
-                "memory_limit bounds what workers='auto' chooses with executor 'auto' or 'threads': leave it out here, "
-                "or leave the workers to be chosen"
-            )
+        self.executor: Executor = chosen_executor(known, executor, workers, prefetch, limit, timeout)
         self._prefetch = 2 if prefetch == "auto" else int(prefetch)
         self._slots = Slots(self.backend, narrow)
         self.statistics = Statistics(stage_names(self.plan.pipeline))
@@ -538,36 +530,3 @@ def _restored(described: bytes, epoch: int, step: int, walk: Any) -> Loader:
     loader = Loader(pipeline, **options)
     loader._cursor = Cursor(epoch, step, fresh=True, walk=walk)
     return loader
-
-
-def _checked_backend(backend: Any) -> Backend:
-    if isinstance(backend, type) or not isinstance(backend, Backend):
-        parts = ("name", "alignment", "host_dtype", "device", "allocate", "put", "as_dataset")
-        lacking = [part for part in parts if not hasattr(backend, part)]
-        what = f"the class {backend.__name__}, not an object of it" if isinstance(backend, type) else repr(backend)
-        lacks = f", which lacks {', '.join(lacking)}" if lacking else ""
-        raise BackendError(f"backend must be a name such as 'torch' or a Backend object, not {what}{lacks}")
-    return backend
-
-
-def _made_executor(
-    known: Plugins,
-    name: str,
-    workers: int | str,
-    prefetch: int | str,
-    memory_limit: int | None,
-    timeout: float | None,
-) -> Executor:
-    if name == "auto" and (workers != "auto" or timeout is not None):
-        name = "threads"
-    if name in ("auto", "threads") and workers == "auto" and timeout is None:
-        return AutoExecutor(name=name, prefetch=prefetch, memory_limit=memory_limit)
-    limit = {} if timeout is None else {"timeout": timeout}
-    executor: Executor = known.executor(name)(workers=workers, **limit)
-    return executor
-
-
-def _checked_executor(executor: Any) -> Executor:
-    if isinstance(executor, type) or not isinstance(executor, Executor):
-        raise PipelineError(f"executor must be a name such as 'threads' or an Executor object, not {executor!r}")
-    return executor
