@@ -12,9 +12,10 @@ from typing import Any
 
 from batchkit.errors import PipelineError, PipelineTypeError
 
-__all__ = ["cores", "free_memory", "size_in_bytes"]
+__all__ = ["cores", "free_memory", "queued_seconds", "size_in_bytes"]
 
 _CGROUPS = Path("/sys/fs/cgroup")
+_SCHEDULED = "/proc/thread-self/schedstat"
 _UNLIMITED = 1 << 60  # what version 1 writes where there is no limit is of this order
 
 
@@ -32,6 +33,15 @@ def free_memory() -> int | None:
     """
     known = [size for size in (_available(), *_left_in_cgroups()) if size is not None]
     return max(min(known), 0) if known else None
+
+
+def queued_seconds() -> float:
+    """Return how long this thread has been ready so far without a free core; 0 where the system does not say."""
+    try:
+        with open(_SCHEDULED, "rb") as file:
+            return int(file.read().split()[1]) * 1e-9
+    except (OSError, ValueError, IndexError):
+        return 0.0
 
 
 def size_in_bytes(size: Any, option: str) -> int:

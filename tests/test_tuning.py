@@ -17,6 +17,7 @@ import batchkit as bk
 from batchkit.executors import AutoExecutor, Setting, ThreadExecutor, tuning
 from batchkit.executors.threads import Patience
 from batchkit.executors.tuning import MOST_THREADS, Seen, Trial, Tuner
+from batchkit.resources import cores
 from batchkit.testing import ExecutorConformance
 
 BOTH = ("threads", "processes")
@@ -491,3 +492,29 @@ def test_without_a_limit_the_cores_are_those_that_the_process_may_use(monkeypatc
     monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(5)), raising=False)
     assert resources.cores() == 5
     assert ThreadExecutor("auto").workers >= 1
+
+
+@pytest.mark.parametrize(("content", "seconds"), [("5 2000000000 7", 2.0), ("", 0.0), ("5", 0.0), (None, 0.0)])
+def test_how_long_a_thread_was_queued_is_found(
+    content: str | None, seconds: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from batchkit import resources
+
+    file = tmp_path / "schedstat"
+    if content is not None:
+        file.write_text(content)
+    monkeypatch.setattr(resources, "_SCHEDULED", str(file))
+    assert resources.queued_seconds() == seconds
+
+
+@pytest.mark.usefixtures("patient")
+@pytest.mark.parametrize("queued", [False, True])
+def test_waiting_for_a_core_that_others_have_gets_no_more_threads_than_there_are_cores(
+    queued: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("batchkit.executors.auto.queued_seconds", time.perf_counter if queued else lambda: 0.0)
+    with bk.Loader(numbers(900).map(nap).batch(3)) as loader:
+        assert rows_of(loader) == list(range(900))
+        assert isinstance(loader.executor, AutoExecutor)
+        tried = max(trial.setting.workers for trial in loader.executor.tuner.trials)
+    assert (tried <= cores()) is queued

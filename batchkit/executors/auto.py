@@ -13,7 +13,7 @@ from batchkit.errors import PipelineError, WorkerError
 from batchkit.executors.executor import Executor, Run, Work, close_steps
 from batchkit.executors.threads import Patience, ThreadRun, at_once, meter_of
 from batchkit.executors.tuning import MOST_THREADS, Seen, Setting, Trial, Tuner
-from batchkit.resources import cores, free_memory
+from batchkit.resources import cores, free_memory, queued_seconds
 from batchkit.tree import Tree
 
 __all__ = ["AutoExecutor"]
@@ -27,6 +27,7 @@ _LEAST_SECONDS = 0.05  # more steps than that, if they are so cheap
 _ENDLESS = 1 << 62
 _SEEN, _CHEAP = 12, 5e-3  # so many steps are looked at, if they take less than that (seconds)
 _ENOUGH = 0.25  # seconds of work after which fewer than three steps will do
+_QUEUED = 3e-4  # only behind a step that took as long (seconds) it is asked how long a thread had to wait for a core
 _CALM, _RARELY = 64, 128  # after so many cheap steps in a row only one in so many is looked at
 
 
@@ -269,6 +270,9 @@ class _AutoRun:
 
     def _watched(self) -> Tree:
         """Do the same, and see whether workers would pay."""
+        seen = self._executor.seen
+        looks = bool(seen) and seen[-1].seconds > _QUEUED  # which takes longer than a cheap step
+        queued = queued_seconds() if looks else 0.0
         asked, cpu, size = time.perf_counter(), time.thread_time(), 0
         gap = asked - self._returned if self._returned else 0.0
         try:
@@ -277,7 +281,9 @@ class _AutoRun:
             return batch
         finally:
             now = self._returned = time.perf_counter()
-            self._observe(Seen(now - asked, time.thread_time() - cpu, gap, size))
+            cpu = time.thread_time() - cpu
+            queued = queued_seconds() - queued if looks else 0.0
+            self._observe(Seen(now - asked, cpu + queued, gap, size))
 
     def _observe(self, seen: Seen) -> None:
         executor = self._executor

@@ -43,7 +43,7 @@ class Seen(NamedTuple):
 
     seconds: float
     cpu: float
-    """Seconds of it on a core."""
+    """Seconds of it on a core, or waiting for one that others have: more threads would not make that shorter."""
     gap: float
     """Seconds that the caller took for itself before it asked."""
     bytes: int
