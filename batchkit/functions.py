@@ -15,8 +15,8 @@ __all__ = ["describe_function", "exportable_name", "home_of", "resolve_function"
 def home_of(part: Any) -> str:
     """Return the name of the module that a function or a class is of; the script has one name in all processes.
 
-    >>> home_of(len), home_of(functools.partial(len))
-    ('builtins', '?')
+    >>> home_of(len), home_of(functools.partial)
+    ('builtins', 'functools')
     """
     module = getattr(part, "__module__", None)
     # What multiprocessing starts runs the script once more, by this name: it is the same function there.

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from batchkit import tree as tree_
 from batchkit.errors import SchemaError
 from batchkit.schema import LeafSpec, as_leaf, native
+from batchkit.sources.mapped import RowsAhead
 from batchkit.tree import Tree
 
 __all__ = ["ArraySource"]
@@ -40,6 +41,7 @@ class ArraySource:
         # take() of anything else than a well-behaved array copies the whole array first.
         plain = [leaf.flags.c_contiguous and leaf.flags.aligned and leaf.dtype.isnative for leaf in self.leaves]
         self._plain_leaves = plain
+        self._takes: list[Any] | None = None
         self._fingerprint: str | None = None
 
     def _plain(self, leaf: Any, path: str) -> npt.NDArray[Any]:
@@ -99,15 +101,25 @@ class ArraySource:
         self.gather_leaves(rows, places)
         return out
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_takes": None}
+
+    def _takers(self) -> list[Any]:
+        """Return what takes rows of every leaf, in the manner of ``leaf.take``; ``None`` where that copies the leaf."""
+        if self._takes is None:
+            pairs = zip(self.leaves, self._plain_leaves, strict=True)
+            self._takes = [(RowsAhead.of(leaf) or leaf).take if plain else None for leaf, plain in pairs]
+        return self._takes
+
     @property
     def takes(self) -> list[Any] | None:
-        """The ``take`` method of every leaf; ``None`` where one of them would copy the whole leaf."""
-        return [leaf.take for leaf in self.leaves] if all(self._plain_leaves) else None
+        """What takes rows of every leaf, as its ``take`` does; ``None`` where one of them would copy the whole leaf."""
+        return self._takers() if all(self._plain_leaves) else None
 
     def gather_leaves(self, rows: npt.NDArray[np.int64], columns: list[npt.NDArray[Any]]) -> None:
         """Fill ``columns``, one a leaf; for row numbers that are known to be in range."""
-        for leaf, takes, column in zip(self.leaves, self._plain_leaves, columns):  # noqa: B905  # once a batch: strict costs
-            if takes:
-                leaf.take(rows, 0, column, "clip")  # mode="raise" would go through a buffer
+        for leaf, take, column in zip(self.leaves, self._takers(), columns):  # noqa: B905  # once a batch: strict costs
+            if take is not None:
+                take(rows, 0, column, "clip")  # mode="raise" would go through a buffer
             else:
                 column[...] = leaf[rows]

@@ -13,6 +13,7 @@ from batchkit.errors import SchemaError
 from batchkit.ragged import Ragged, RaggedRows, checked_offsets
 from batchkit.schema import LeafSpec, as_leaf, native
 from batchkit.sources.arrays import ArraySource
+from batchkit.sources.mapped import RowsAhead
 from batchkit.tree import Tree
 
 __all__ = ["RaggedSource"]
@@ -52,6 +53,17 @@ class RaggedSource:
             if len(joined) != len(self):
                 raise SchemaError(f"ragged: the columns have {len(joined)} rows, but the offsets make {len(self)}")
         self._fingerprint: str | None = None
+        self._ahead: list[RowsAhead] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_ahead": None}
+
+    def expect(self, rows: npt.NDArray[np.int64]) -> None:
+        """Have the system read the values of rows ahead, where they are mapped from a file that memory cannot hold."""
+        if self._ahead is None:
+            self._ahead = [ahead for ahead in map(RowsAhead.of, self._arrays) if ahead is not None]
+        for ahead in self._ahead:
+            ahead.ask(self.offsets[rows], self.offsets[rows + 1])
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -89,6 +101,7 @@ class RaggedSource:
 
     def gather(self, rows: npt.NDArray[np.int64], out: Tree | None = None) -> Tree:
         """Return the columns of rows, :class:`~batchkit.Ragged` for those whose lengths vary."""
+        self.expect(rows)
         first = Ragged(self._arrays[0], self.offsets).take(rows)
         taken = [first, *(Ragged(array, self.offsets).take(rows) for array in self._arrays[1:])]
         columns = tree_.unflatten(self._treedef, taken)
@@ -103,6 +116,7 @@ class RaggedSource:
 
     def views(self, rows: npt.NDArray[np.int64]) -> Tree:
         """Return the same as :meth:`gather` without copying the values: :class:`~batchkit.ragged.RaggedRows`."""
+        self.expect(rows)
         taken = [RaggedRows(Ragged(array, self.offsets), rows) for array in self._arrays]
         columns = tree_.unflatten(self._treedef, taken)
         return columns if self._columns is None else {**columns, **self._columns.gather(rows)}

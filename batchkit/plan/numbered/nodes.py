@@ -196,7 +196,11 @@ class SourceRows:
     def whole(self, positions: Positions, epochs: Epochs) -> tuple[Tree, npt.NDArray[np.int64]] | None:
         """Return all columns and the rows of them at the positions; ``None`` if the source is not in memory."""
         columns = getattr(self.source, "columns", None)
-        return None if columns is None else (columns, np.asarray(positions, np.int64))
+        if columns is None:
+            return None
+        rows = np.asarray(positions, np.int64)
+        self.source.expect(rows)
+        return columns, rows
 
     def requests(self, positions: Positions, epochs: Epochs) -> Iterator[Request]:
         """Yield what is asked of the source."""

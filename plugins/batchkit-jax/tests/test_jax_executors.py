@@ -76,7 +76,8 @@ def test_an_integer_that_does_not_fit_is_an_error_and_the_next_step_goes_on(exec
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="where memory is shared is read from /proc")
 def test_nothing_is_copied_of_what_a_worker_process_wrote() -> None:
-    data = {"x": np.zeros((ROWS, 3), np.float32), "y": np.arange(ROWS)}
+    # Batches of up to 64 KiB would be copied, which is quicker.
+    data = {"x": np.zeros((ROWS, 400), np.float32), "y": np.arange(ROWS)}
     with loaded(bk.from_arrays(data).shuffle(0).batch(64).map(lambda batch: {**batch}), "processes") as loader:
         shared = [is_shared(array.unsafe_buffer_pointer()) for batch in loader for array in batch.values()]
     assert shared == [True] * 2 * 8

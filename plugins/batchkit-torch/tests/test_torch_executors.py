@@ -65,7 +65,8 @@ def test_the_bytes_are_those_of_numpy(names: list[str], way: str, executor: str)
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="where memory is shared is read from /proc")
 def test_nothing_is_copied_of_what_a_worker_process_wrote() -> None:
-    data = {"x": np.zeros((ROWS, 3), np.float32), **columns(["bfloat16", "int64"])}
+    # Batches of up to 64 KiB would be copied, which is quicker.
+    data = {"x": np.zeros((ROWS, 400), np.float32), **columns(["bfloat16", "int64"])}
     with loaded(bk.from_arrays(data).shuffle(0).batch(64).map(lambda batch: {**batch}), "processes") as loader:
         shared = [is_shared(tensor.data_ptr()) for batch in loader for tensor in batch.values()]
     assert shared == [True] * 3 * 8
