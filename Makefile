@@ -25,6 +25,7 @@ WHEELS := .wheels
 TREE := pyproject.toml conftest.py README.md tests docs examples
 # The core's tests that would see a file, a dependency, a name or an entry point missing from a wheel.
 SHIPPED := $(foreach name,bench cli config examples explain generators loader packaging pipeline plugins processes report sources testing_kit verify writing_a_backend,tests/test_$(name).py)
+SHIPPED_PLUGINS := $(foreach name,plugin loader dataset,plugins/*/tests/test_*_$(name).py)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-wheels lint fuzz soak bench clean
@@ -75,7 +76,7 @@ test-wheels: $(INSTALLED)
 	@for plugin in $(PLUGINS); do mkdir -p $(WHEELS)/tree/$$plugin && cp -R $$plugin/tests $(WHEELS)/tree/$$plugin/; done
 	cd $(WHEELS)/tree && ../venv/bin/python -m pytest -m "not checkout" -p no:cacheprovider $(SHIPPED)
 	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$($(WHEELS)/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/frameworks.pth
-	cd $(WHEELS)/tree && ../venv/bin/python -m pytest -m "not checkout" -p no:cacheprovider plugins
+	cd $(WHEELS)/tree && ../venv/bin/python -m pytest -m "not checkout" -p no:cacheprovider $(SHIPPED_PLUGINS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
