@@ -73,6 +73,19 @@ def test_what_is_chosen_for_steps_of_a_kind(machine: Machine, executor: str, wor
     assert settled.workers <= workers
 
 
+@pytest.mark.parametrize(("cold", "executor"), [(2.0, "inline"), (1.0, "threads")])
+def test_first_steps_that_were_slow_do_not_decide(cold: float, executor: str) -> None:
+    machine = Machine(2e-3 / cold, 2e-3 / cold, 0.5e-3)  # what the first steps take, is a time of 2 ms each
+    tuner = Tuner(BOTH, 2)
+    tuner.work = 100.0
+    tuner.begin([Seen(2e-3, 2e-3, 0.0, 1000)] * 3, 0.25)
+    tried = []
+    while (setting := tuner.proposal()) is not None:
+        tried.append(setting.executor)
+        tuner.result(Trial(setting, 1.2e-3 if setting.executor == "threads" else machine.takes(setting), 1.0))
+    assert (tried, tuner.best.executor) == (["threads", "inline"], executor)
+
+
 @given(
     seconds=st.floats(1e-3, 1.0),
     cpu=st.floats(0, 1),

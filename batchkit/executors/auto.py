@@ -11,6 +11,7 @@ from typing import Any
 from batchkit import tree as tree_
 from batchkit.errors import PipelineError, WorkerError
 from batchkit.executors.executor import Executor, Run, Work, close_steps
+from batchkit.executors.inline import InlineExecutor
 from batchkit.executors.threads import Patience, ThreadRun, at_once, meter_of
 from batchkit.executors.tuning import MOST_THREADS, Seen, Setting, Trial, Tuner
 from batchkit.resources import cores, free_memory, queued_seconds
@@ -126,6 +127,8 @@ class AutoExecutor:
         Raises:
             PipelineError, WorkerError: it cannot be started.
         """
+        if setting.executor == "inline":
+            return InlineExecutor().run(work, steps, 1)
         if setting.executor == "threads":
             return ThreadRun(steps, min(window, setting.window), [work.compute] * setting.workers, meter=meter_of(work))
         run: Run = self._processes(setting).run(work, steps, min(window, setting.window))
@@ -178,7 +181,7 @@ class _Clock:
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
         # A worker process is slow with its first step, for which it imports what it needs.
-        self.warm = setting.workers * (2 if setting.executor == "processes" else 1)
+        self.warm = max(setting.workers, 1) * (2 if setting.executor == "processes" else 1)
         self.delivered = 0
         self._began = self._ended = self._waited = 0.0
 
@@ -336,8 +339,9 @@ class _AutoRun:
     def _steps_of_trial(self, setting: Setting) -> int:
         wanted = math.ceil(_TRIAL_SECONDS / max(self._executor.tuner.predicted(setting), 1e-6))
         most = max(_MOST, int(wanted * _LEAST_SECONDS / _TRIAL_SECONDS))
-        steps = min(max(wanted, _FEWEST, 2 * setting.workers), most)
-        return -(-steps // setting.workers) * setting.workers  # so that no worker is idle at the end
+        workers = max(setting.workers, 1)
+        steps = min(max(wanted, _FEWEST, 2 * workers), most)
+        return -(-steps // workers) * workers  # so that no worker is idle at the end
 
     def _left(self) -> float:
         """Return how much work an epoch is, in seconds; infinity where it has no known end."""

@@ -18,6 +18,7 @@ _NEAR = 0.87  # where they should need more than this share of it, only if threa
 _CHEAP = 2e-3  # seconds: steps below this are never sent to other processes
 _GAINS = 0.95  # a setting is tried if it should need less than this share of the time of inline
 _HAND_OVER = {"inline": 0.0, "threads": 40e-6, "processes": 150e-6}  # seconds a batch
+_WARM = 5e-3  # seconds: the first steps that are shorter may have been slow for reasons of their own
 _LONG = 2.0  # seconds of work: below this the start of processes does not pay
 _SIMPLE = ("inline", "threads", "processes")
 
@@ -93,6 +94,8 @@ class Tuner:
         """How many seconds of work there are or were, as far as that is known."""
         self._step: _Step | None = None
         self._queue: list[Setting] = []
+        self._again = False
+        """Whether inline was measured a second time."""
 
     # -- what was seen
 
@@ -125,12 +128,16 @@ class Tuner:
     def proposal(self) -> Setting | None:
         """Return what is to be tried next; ``None`` when it is settled, or for as long as :attr:`best` will do.
 
-        Processes are only started once there is enough :attr:`work` for them.
+        Processes are only started once there is enough :attr:`work` for them. Before anything else than inline is
+        settled on, that is tried again: the first steps, from which it is known, find cold caches and new memory.
         """
         if not self.started:
             return None
         ready = [one for one in self._queue if one.executor != "processes" or self.work > _LONG]
         if not self._queue and self.settled is None:
+            if not self._again and self._known().seconds < _WARM and self._fastest().executor != "inline":
+                self._again = True
+                return self._inline
             self._settle()
         return ready[0] if ready and self.settled is None else None
 
@@ -145,6 +152,10 @@ class Tuner:
         """Take in what the proposal has come to."""
         self._queue = [setting for setting in self._queue if setting != trial.setting]
         before = min(self.trials, key=lambda one: one.seconds)
+        if trial.setting == self._inline:
+            self.trials[0] = trial
+            self._settle()
+            return
         self.trials.append(trial)
         if self.fed(trial):
             self._settle()
