@@ -555,3 +555,48 @@ def test_too_many_rows_that_fail_are_an_error() -> None:
         pytest.raises(bk.StageError, match="rows were left out"),
     ):
         list(loader)
+
+
+# -- behind an error
+
+
+def fails_at_50(row: Any) -> Any:
+    if row["x"] == 50:
+        raise ValueError("fifty")
+    return row
+
+
+def every_row(row: Any) -> bool:
+    return True
+
+
+def whole_batch(batch: Any) -> Any:
+    return np.ones(len(batch["x"]), bool)
+
+
+TWICE_CUT: dict[str, Callable[[bk.Pipeline], bk.Pipeline]] = {
+    "a window shuffle": lambda rows: rows.filter(every_row).shuffle(0, window=16).filter(every_row),
+    "windows": lambda rows: rows.filter(every_row).window(1).map(lambda row: {"x": row["x"][0]}).filter(every_row),
+    "batches taken apart": lambda rows: rows.filter(every_row).batch(7).filter(whole_batch).unbatch().filter(every_row),
+    "a combination": lambda rows: bk.concat([rows.filter(every_row), numbers(9).filter(every_row)]).filter(every_row),
+    "passes": lambda rows: rows.filter(every_row).repeat(1).filter(every_row),
+}
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("name", TWICE_CUT)
+def test_behind_an_error_all_rows_come_but_those_of_its_chunk(name: str, executor: str) -> None:
+    pipe = TWICE_CUT[name](numbers(2000).map(fails_at_50)).batch(10)
+    found, errors = [], []
+    with bk.Loader(pipe, executor=executor) as loader:
+        batches = iter(loader)
+        for _ in range(1000):
+            try:
+                found += next(batches)["x"].tolist()
+            except StopIteration:
+                break
+            except bk.StageError as exc:
+                errors.append(str(exc))
+    assert len(errors) == 1
+    assert "failed on row 50: ValueError: fifty" in errors[0]
+    assert set(range(2000)) - set(found) <= set(range(256))

@@ -170,7 +170,7 @@ class _Feed:
         self.left -= 1
         try:
             return next(self._steps)
-        except BaseException:
+        except StopIteration:  # behind an error there may be more
             self.ended = True
             raise
 

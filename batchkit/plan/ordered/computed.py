@@ -70,6 +70,30 @@ class _Begun(NamedTuple):
     addresses: Addresses | None
 
 
+class _Steps(Iterator[Step]):
+    """The chunks that are computed ahead, as they are pulled from the walk before.
+
+    One that cannot be pulled is an error at its place, and those behind it come all the same.
+    """
+
+    def __init__(self, flow: ChunkFlow, epoch: int, before: Walk, begun: deque[_Begun | None]) -> None:
+        self._flow, self._epoch, self._before, self._begun = flow, epoch, before, begun
+        self._numbers = itertools.count()
+
+    def __next__(self) -> Step:
+        began = self._before.state()
+        try:
+            rows = self._before.pull(self._flow.size)
+        except BaseException:
+            self._begun.append(None)
+            raise
+        if rows is None:
+            raise StopIteration
+        found = None if self._flow.width is None else addresses_of(rows)
+        self._begun.append(_Begun(began, self._before.state(), len(rows), found))
+        return Step(self._epoch, next(self._numbers), rows if rows.at is None else dataclasses.replace(rows, at=None))
+
+
 class _Chunks:
     """The rows of one chunk after the other; the run that computes them is some chunks ahead.
 
@@ -81,24 +105,14 @@ class _Chunks:
         began, drop = state or (None, 0)
         self._drop: int = drop
         self._before = flow.before.walk(epoch, began, feeds)
-        self._begun: deque[_Begun] = deque()
+        self._begun: deque[_Begun | None] = deque()
+        """Of each chunk that was pulled and did not come out of the run yet; ``None`` where it could not be pulled."""
         self._now: State = self._before.state() if began is None else began
         self._then: State = None
         self._run: Any = None
         self._rows: Rows | None = None
         self._offset = 0
         self._barren, self._passes = Barren(flow.name), PassRows()
-        self._number = itertools.count()
-
-    def _steps(self) -> Iterator[Step]:
-        while True:
-            began = self._before.state()
-            rows = self._before.pull(self._flow.size)
-            if rows is None:
-                return
-            found = None if self._flow.width is None else addresses_of(rows)
-            self._begun.append(_Begun(began, self._before.state(), len(rows), found))
-            yield Step(self._epoch, next(self._number), rows if rows.at is None else dataclasses.replace(rows, at=None))
 
     def pull(self, most: int) -> Rows | None:
         while self._rows is None or self._offset >= len(self._rows):
@@ -110,7 +124,7 @@ class _Chunks:
 
     def _next(self) -> bool:
         if self._run is None:
-            self._run = self._feeds(self._flow.plan, self._steps())
+            self._run = self._feeds(self._flow.plan, _Steps(self._flow, self._epoch, self._before, self._begun))
         try:
             tree = next(self._run)
         except StopIteration:
@@ -120,7 +134,9 @@ class _Chunks:
             if self._begun:  # the chunk that failed is left out if somebody goes on
                 self._begun.popleft()
             raise
-        self._now, self._then, taken, before = self._begun.popleft()
+        begun = self._begun.popleft()
+        assert begun is not None
+        self._now, self._then, taken, before = begun
         self._rows, made_of = chunk_rows(tree)
         if before is not None:
             self._rows.at = np.concatenate([before[made_of], places_made(made_of)[:, None]], axis=1)

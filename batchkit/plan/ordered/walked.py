@@ -22,14 +22,20 @@ __all__ = ["WalkedSteps", "computed_here", "skipping_here"]
 
 def computed_here(chunks: ChunkPlan, steps: Iterator[Step]) -> Iterator[Tree]:
     """Compute chunks when they are asked for."""
-    for step in steps:
-        yield chunks.compute(step, FreshMemory())
+    return map(functools.partial(_computed, chunks), steps)  # which goes on behind an error; a generator does not
 
 
 def skipping_here(chunks: ChunkPlan, steps: Iterator[Step]) -> Iterator[Tree]:
     """The same, and leave out rows whose function fails."""
-    for step in steps:
-        yield chunks.compute(step, FreshMemory(Guard()))
+    return map(functools.partial(_skipping, chunks), steps)
+
+
+def _computed(chunks: ChunkPlan, step: Step) -> Tree:
+    return chunks.compute(step, FreshMemory())
+
+
+def _skipping(chunks: ChunkPlan, step: Step) -> Tree:
+    return chunks.compute(step, FreshMemory(Guard()))
 
 
 def _fed(feeds: Feeds, runs: list[Any], chunks: ChunkPlan, steps: Iterator[Step]) -> Iterator[Tree]:
