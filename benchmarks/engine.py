@@ -278,8 +278,7 @@ if __name__ == "__main__":
     executor, changed, row = sys.argv[1], sys.argv[2] == "changed", int(sys.argv[3])
     pipe = bk.from_arrays({"x": np.ones((256, row), np.float32)}).shuffle(0).repeat(10).batch(64)
     pipe = pipe.map(change) if changed else pipe
-    workers = "auto" if executor == "inline" else 2
-    with bk.Loader(pipe, executor=executor, workers=workers, prefetch=2) as loader:
+    with bk.Loader(pipe, executor=executor, workers=2, prefetch=2) as loader:
         forget_peak()
         before, elsewhere = peak(), 0
         for batch in loader:
