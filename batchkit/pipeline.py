@@ -289,7 +289,6 @@ class Pipeline:
 
     # -- keeping
 
-    @known_arguments
     def cache(self, path: str | os.PathLike[str] | None = None, *, memory: int | str | None = None) -> Pipeline:
         """Compute each row before it (behind ``batch``: each batch) once, and keep it: in memory, or in files.
 
