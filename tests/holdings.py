@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import threading
 import time
 from pathlib import Path
@@ -73,3 +74,7 @@ def left_behind(before: set[Holding], during: set[Holding]) -> set[Holding]:
         if not rest or time.monotonic() > deadline:
             return rest
         time.sleep(0.02)
+
+
+LATE = 0 if getattr(sys, "_is_gil_enabled", lambda: True)() else 2
+"""How many batches more may be in memory: without a GIL it is seen a little later that nobody refers to one."""
