@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import pickle
 from pathlib import Path
@@ -103,6 +104,19 @@ def test_rows_that_took_long_are_asked_for(path: Path, advised: list[Advised], m
 def test_rows_in_the_order_of_the_file_are_left_to_the_system(path: Path, advised: list[Advised]) -> None:
     assert np.array_equal(np.concatenate(batches(bk.from_npy(path).batch(64))), DATA)
     assert [mapping.asked for mapping in advised] == [[]]
+
+
+def test_where_the_system_takes_no_advice_rows_are_read_all_the_same(
+    path: Path, advised: list[Advised], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(self: Advised, advice: int, begin: int, size: int) -> None:
+        self.asked.append((begin, size))
+        raise OSError(errno.EAGAIN, "no resources")
+
+    monkeypatch.setattr(Advised, "madvise", busy)
+    found = np.concatenate(batches(bk.from_npy(path).shuffle(1).batch(64)))
+    assert np.array_equal(found[np.argsort(found[:, 0])], DATA)
+    assert advised[0].asked
 
 
 def test_a_file_that_memory_can_hold_is_left_to_the_system(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

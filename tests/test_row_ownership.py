@@ -258,6 +258,19 @@ def test_a_failing_row_that_is_left_out_leaves_the_others_as_they_are(filling: C
     assert [int(np.ravel(row)[0]) for row in batch["x"]] == [n for n in range(ROWS) if n != 3]
 
 
+@fillings
+def test_a_sequence_that_fills_anew_may_fail_at_a_row_that_is_left_out(filling: Callable[[], Filling]) -> None:
+    class Failing(Refilled):
+        def __getitem__(self, number: int) -> Any:
+            if number == 3:
+                raise ValueError("no three")
+            return super().__getitem__(number)
+
+    with bk.Loader(bk.from_sequence(Failing(filling)).batch(ROWS), executor="inline", on_error="skip") as loader:
+        (batch,) = loader
+    assert [int(np.ravel(row)[0]) for row in batch["x"]] == [n for n in range(ROWS) if n != 3]
+
+
 TABLE = np.arange(6.0)
 MAPPED = np.arange(6.0)
 MAPPED.flags.writeable = False

@@ -8,6 +8,7 @@ nothing besides.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import time
 from typing import Any
@@ -63,8 +64,9 @@ class RowsAhead:
         begins = (self._begin + starts * self._row_bytes) // _PAGE * _PAGE
         sizes = self._begin + stops * self._row_bytes - begins
         advise = self._memory.madvise
-        for begin, size in zip(begins.tolist(), sizes.tolist(), strict=True):
-            advise(mmap.MADV_WILLNEED, begin, size)
+        with contextlib.suppress(OSError):  # no more than advice: where it is not taken, rows are read all the same
+            for begin, size in zip(begins.tolist(), sizes.tolist(), strict=True):
+                advise(mmap.MADV_WILLNEED, begin, size)
 
 
 def _address(array: npt.NDArray[Any]) -> int:

@@ -185,7 +185,7 @@ class SourceRows:
         places, items = [], []
         for place in range(len(rows.ids)):
             try:
-                items += self._reader(rows.ids[place : place + 1])
+                items += self.source.read(rows.ids[place : place + 1])  # not lent: the next row may be filled into it
                 places.append(place)
             except Exception as exc:
                 guard.note(int(rows.ids[place]), rows.epoch_of(place), "the source", exc)
